@@ -1,0 +1,352 @@
+//! The calls and their structures, but for `RUN` (`run.rs`) and the vCPU's registers (`state.rs`).
+
+use core::mem::size_of;
+
+use static_assertions::const_assert_eq;
+use zerocopy::FromBytes;
+use zerocopy::Immutable;
+use zerocopy::IntoBytes;
+use zerocopy::KnownLayout;
+
+use crate::Run;
+use crate::VcpuState;
+
+/// The calls that a handle takes, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Call {
+    /// [`Handshake`]: versions, and what the engines of this machine say. First on every handle.
+    Handshake = 0,
+    /// [`VmCreate`]: makes this handle a VM. Once.
+    VmCreate = 1,
+    /// [`MemoryAdd`]: gives the VM RAM. Before the first vCPU runs.
+    MemoryAdd = 2,
+    /// [`VcpuCreate`]: gives the VM a vCPU.
+    VcpuCreate = 3,
+    /// [`VcpuState`]: sets a vCPU's registers.
+    VcpuSet = 4,
+    /// [`VcpuState`]: reads a vCPU's registers.
+    VcpuGet = 5,
+    /// [`Run`]: runs a vCPU until it needs the loader. Blocks; a signal (Linux) or cancel (NT) ends it.
+    Run = 6,
+    /// [`IrqLine`]: sets the level of an I/O APIC input.
+    IrqLine = 7,
+    /// [`Msi`]: sends a message-signalled interrupt.
+    Msi = 8,
+    /// [`DoorbellChange`]: makes stores to an address signal an event.
+    DoorbellAdd = 9,
+    /// [`DoorbellChange`]: undoes that.
+    DoorbellRemove = 10,
+    /// [`Kick`]: makes a vCPU's `Run` return [`crate::ExitReason::Interrupted`], now or at its next start.
+    Kick = 11,
+    /// [`Stats`]: exit counts of a vCPU.
+    Stats = 12,
+}
+
+impl Call {
+    /// All calls, by number.
+    pub const ALL: [Call; 13] = [
+        Call::Handshake,
+        Call::VmCreate,
+        Call::MemoryAdd,
+        Call::VcpuCreate,
+        Call::VcpuSet,
+        Call::VcpuGet,
+        Call::Run,
+        Call::IrqLine,
+        Call::Msi,
+        Call::DoorbellAdd,
+        Call::DoorbellRemove,
+        Call::Kick,
+        Call::Stats,
+    ];
+
+    /// Size of the call's structure, in bytes.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Call::Handshake => size_of::<Handshake>(),
+            Call::VmCreate => size_of::<VmCreate>(),
+            Call::MemoryAdd => size_of::<MemoryAdd>(),
+            Call::VcpuCreate => size_of::<VcpuCreate>(),
+            Call::VcpuSet | Call::VcpuGet => size_of::<VcpuState>(),
+            Call::Run => size_of::<Run>(),
+            Call::IrqLine => size_of::<IrqLine>(),
+            Call::Msi => size_of::<Msi>(),
+            Call::DoorbellAdd | Call::DoorbellRemove => size_of::<DoorbellChange>(),
+            Call::Kick => size_of::<Kick>(),
+            Call::Stats => size_of::<Stats>(),
+        }
+    }
+
+    /// The ioctl number on Linux: `_IOWR('V', number, size)` (Linux `ioctl-number.rst`).
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "no structure here comes near the 14 bits of an ioctl's size")]
+    pub const fn linux_number(self) -> u32 {
+        const READ_WRITE: u32 = 3 << 30;
+        READ_WRITE | (self.size() as u32) << 16 | (b'V' as u32) << 8 | self as u32
+    }
+
+    /// The device control code on NT: `CTL_CODE(0xC051, 0x800 + number, METHOD_BUFFERED, FILE_READ_ACCESS | FILE_WRITE_ACCESS)`.
+    #[must_use]
+    pub const fn nt_code(self) -> u32 {
+        0xC051 << 16 | 3 << 14 | (0x800 + self as u32) << 2
+    }
+
+    /// The call with this Linux ioctl number.
+    #[must_use]
+    pub fn from_linux_number(number: u32) -> Option<Self> {
+        let call = *Self::ALL.get((number & 0xff) as usize)?;
+        (call.linux_number() == number).then_some(call)
+    }
+
+    /// The call with this NT device control code.
+    #[must_use]
+    pub fn from_nt_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|call| call.nt_code() == code)
+    }
+}
+
+/// A switch engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum EngineKind {
+    /// In a request: the best one that this machine has.
+    Auto = 0,
+    /// AMD-V with nested paging.
+    Svm = 1,
+    /// Intel VT-x with EPT and unrestricted guest.
+    Vmx = 2,
+    /// The cooperative ring-0 world switch.
+    Coop = 3,
+}
+
+impl EngineKind {
+    /// The engine with this number.
+    #[must_use]
+    pub const fn from_u32(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Auto),
+            1 => Some(Self::Svm),
+            2 => Some(Self::Vmx),
+            3 => Some(Self::Coop),
+            _ => None,
+        }
+    }
+
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Svm => "svm",
+            Self::Vmx => "vmx",
+            Self::Coop => "coop",
+        }
+    }
+}
+
+/// Whether an engine can run here, and if not, why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum EngineStatus {
+    /// It can run guests.
+    Usable = 0,
+    /// This driver was built without it.
+    NotBuilt = 1,
+    /// The CPU does not have the extension.
+    CpuLacks = 2,
+    /// The CPU has it, the firmware has switched it off (SVM: `VM_CR.SVMDIS`, APM vol. 2, 15.4).
+    DisabledByFirmware = 3,
+    /// Another hypervisor holds it (SVM: `EFER.SVME` was already set).
+    Taken = 4,
+    /// The CPU has the extension, but not nested paging.
+    NoNestedPaging = 5,
+}
+
+impl EngineStatus {
+    /// The status with this number.
+    #[must_use]
+    pub const fn from_u32(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Usable),
+            1 => Some(Self::NotBuilt),
+            2 => Some(Self::CpuLacks),
+            3 => Some(Self::DisabledByFirmware),
+            4 => Some(Self::Taken),
+            5 => Some(Self::NoNestedPaging),
+            _ => None,
+        }
+    }
+}
+
+/// Structure of [`Call::Handshake`].
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Handshake {
+    /// In: [`crate::MAGIC`].
+    pub magic: u32,
+    /// In: the loader's [`crate::VERSION`]. Out: the driver's. The driver answers also when they differ, then takes no
+    /// other call on this handle.
+    pub version: u32,
+    /// Out: [`EngineStatus`] by [`EngineKind`]; the first entry (auto) is the best of the others.
+    pub engines: [u32; 4],
+    /// Out: rate of the guest's time stamp counter, in kHz.
+    pub tsc_khz: u32,
+    /// Out: [`crate::MAX_VCPUS`] of this driver.
+    pub max_vcpus: u32,
+    /// Out: RAM that the host could give to guests now, in bytes; an estimate.
+    pub memory_available: u64,
+}
+const_assert_eq!(size_of::<Handshake>(), 40);
+
+/// Structure of [`Call::VmCreate`].
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct VmCreate {
+    /// In: the wanted [`EngineKind`]. Out: the one that runs the VM.
+    pub engine: u32,
+    /// Must be 0.
+    pub flags: u32,
+}
+const_assert_eq!(size_of::<VmCreate>(), 8);
+
+/// Structure of [`Call::MemoryAdd`]. The driver allocates zeroed host memory, and guest and loader share it.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MemoryAdd {
+    /// In: first guest-physical address, a multiple of [`crate::PAGE_SIZE`].
+    pub gpa: u64,
+    /// In: bytes, a multiple of [`crate::PAGE_SIZE`], not 0, not over another region or an APIC.
+    pub size: u64,
+    /// Out: on Linux the offset to give to `mmap` on the handle; on NT the region's address in the caller.
+    pub map: u64,
+}
+const_assert_eq!(size_of::<MemoryAdd>(), 24);
+
+/// Structure of [`Call::VcpuCreate`].
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct VcpuCreate {
+    /// In: its number, which is its local APIC's id too; below [`crate::MAX_VCPUS`], and the next free one.
+    pub vcpu: u32,
+    /// Must be 0.
+    pub flags: u32,
+}
+const_assert_eq!(size_of::<VcpuCreate>(), 8);
+
+/// Structure of [`Call::IrqLine`].
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IrqLine {
+    /// In: input of the I/O APIC, below [`crate::MAX_GSI`].
+    pub gsi: u32,
+    /// In: 1 asserted, 0 not.
+    pub level: u32,
+}
+const_assert_eq!(size_of::<IrqLine>(), 8);
+
+/// Structure of [`Call::Msi`] (Intel SDM vol. 3, 11.11; PCI 3.0, 6.8).
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Msi {
+    /// In: message address.
+    pub address: u64,
+    /// In: message data.
+    pub data: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+const_assert_eq!(size_of::<Msi>(), 16);
+
+/// Where a doorbell's address lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DoorbellSpace {
+    /// An I/O port.
+    Port = 0,
+    /// Guest-physical memory.
+    Memory = 1,
+}
+
+/// Structure of [`Call::DoorbellAdd`] and [`Call::DoorbellRemove`]: guest stores to the address, of any value and of at most
+/// `width` bytes, signal the event and go on without leaving the driver.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DoorbellChange {
+    /// In: port or guest-physical address.
+    pub address: u64,
+    /// In: [`DoorbellSpace`].
+    pub space: u32,
+    /// In: 1, 2, 4 or 8 bytes.
+    pub width: u32,
+    /// In: eventfd on Linux, event handle on NT; unused by remove.
+    pub event: i64,
+}
+const_assert_eq!(size_of::<DoorbellChange>(), 24);
+
+/// Structure of [`Call::Kick`].
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Kick {
+    /// In: the vCPU.
+    pub vcpu: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+const_assert_eq!(size_of::<Kick>(), 8);
+
+/// What [`Stats`] counts, an index into its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum StatsKind {
+    /// Every exit of the guest to the driver.
+    Exits = 0,
+    /// Those that handed an interrupt to the host.
+    HostInterrupts = 1,
+    /// Those that the driver answered without the host running in between.
+    Fast = 2,
+    /// Returns to the loader.
+    ToLoader = 3,
+    /// Times that the vCPU waited in `HLT`.
+    Halts = 4,
+    /// Doorbells rung.
+    Doorbells = 5,
+    /// Interrupts given to the guest.
+    Injections = 6,
+    /// Instructions that the driver emulated.
+    Emulated = 7,
+}
+
+/// Structure of [`Call::Stats`].
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Stats {
+    /// In: the vCPU.
+    pub vcpu: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Out: counts by [`StatsKind`].
+    pub counts: [u64; 8],
+}
+const_assert_eq!(size_of::<Stats>(), 72);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_every_call_is_found_by_its_numbers() {
+        for (number, call) in Call::ALL.into_iter().enumerate() {
+            assert_eq!(call as usize, number);
+            assert_eq!(Call::from_linux_number(call.linux_number()), Some(call));
+            assert_eq!(Call::from_nt_code(call.nt_code()), Some(call));
+        }
+    }
+
+    #[test]
+    fn test_a_number_with_another_size_is_refused() {
+        assert_eq!(Call::from_linux_number(Call::Run.linux_number() + (1 << 16)), None);
+        assert_eq!(Call::from_linux_number(0xff), None);
+    }
+}

@@ -1,0 +1,82 @@
+//! Why the driver ended a guest, in numbers for the interface and in words for the user.
+
+use core::fmt;
+
+/// Why the driver ended a guest. Each comes with one number, `detail`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum KillReason {
+    /// The CPU refused the guest's state at entry (SVM: `VMEXIT_INVALID`, APM vol. 2, 15.5.1); detail: exit code.
+    InvalidState = 1,
+    /// The guest uses device memory by an instruction that is not emulated; detail: first bytes, the lowest first.
+    UnsupportedInstruction = 2,
+    /// The guest fetches instructions from device memory; detail: its guest-physical address.
+    CodeOutsideRam = 3,
+    /// The engine left the guest for a reason that the driver does not know; detail: the reason's code.
+    UnknownExit = 4,
+    /// The guest hands faults to itself without end; detail: the vector.
+    FaultLoop = 5,
+    /// A machine check of the host hit the guest; detail: 0.
+    MachineCheck = 6,
+    /// Guest page tables lie in device memory; detail: their guest-physical address.
+    PageTableOutsideRam = 7,
+    /// A task switch through a task gate, which no 64-bit system uses; detail: the task's selector.
+    TaskSwitch = 8,
+}
+
+impl KillReason {
+    /// The reason with this number.
+    #[must_use]
+    pub const fn from_u32(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::InvalidState),
+            2 => Some(Self::UnsupportedInstruction),
+            3 => Some(Self::CodeOutsideRam),
+            4 => Some(Self::UnknownExit),
+            5 => Some(Self::FaultLoop),
+            6 => Some(Self::MachineCheck),
+            7 => Some(Self::PageTableOutsideRam),
+            8 => Some(Self::TaskSwitch),
+            _ => None,
+        }
+    }
+
+    /// The reason and its detail as a sentence.
+    #[must_use]
+    pub const fn with_detail(self, detail: u64) -> impl fmt::Display {
+        Sentence(self, detail)
+    }
+}
+
+/// A [`KillReason`] with its detail.
+struct Sentence(KillReason, u64);
+
+impl fmt::Display for Sentence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(reason, detail) = *self;
+        match reason {
+            KillReason::InvalidState => {
+                write!(f, "the CPU refused the guest's register state (exit code {detail:#x})")
+            }
+            KillReason::UnsupportedInstruction => {
+                f.write_str("the guest accessed device memory by an instruction that is not emulated (bytes")?;
+                for byte in detail.to_le_bytes() {
+                    write!(f, " {byte:02x}")?;
+                }
+                f.write_str(")")
+            }
+            KillReason::CodeOutsideRam => {
+                write!(f, "the guest jumped to guest-physical address {detail:#x}, where it has no RAM")
+            }
+            KillReason::UnknownExit => write!(f, "the CPU left the guest for an unknown reason (code {detail:#x})"),
+            KillReason::FaultLoop => write!(f, "the guest raised exception {detail} to itself without end"),
+            KillReason::MachineCheck => f.write_str("the host reported a hardware error (machine check) in the guest"),
+            KillReason::PageTableOutsideRam => {
+                write!(f, "the guest's page tables lie at guest-physical address {detail:#x}, where it has no RAM")
+            }
+            KillReason::TaskSwitch => {
+                write!(f, "the guest switched tasks through a task gate (selector {detail:#x}), which is not supported")
+            }
+        }
+    }
+}
