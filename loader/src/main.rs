@@ -1,2 +1,3 @@
-//! (see Cargo.toml)
+//! The `covisor` command.
+
 fn main() {}
