@@ -1,1 +1,14 @@
-//! (see Cargo.toml)
+//! covisor's driver core: everything of the driver that is neither one CPU vendor's nor one host's.
+//!
+//! `core` owns policy, the engines own mechanism: an [`engine::Engine`] enters the guest and returns one [`exit::Exit`]
+//! value, and [`run`] answers it once for all engines. What core needs of the operating system it asks of a
+//! [`host::Host`]. Both are type parameters, so the way from an exit back into the guest has no indirect call.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod engine;
+pub mod exit;
+pub mod host;
+pub mod memory;
+pub mod registers;

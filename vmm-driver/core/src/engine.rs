@@ -1,0 +1,216 @@
+//! What a switch engine is: `svm`, `vmx` and `coop` implement these traits.
+
+use covisor_abi::EngineKind;
+use covisor_abi::EngineStatus;
+
+use crate::exit::Exit;
+use crate::exit::Injection;
+use crate::host::Host;
+use crate::host::OutOfMemory;
+use crate::registers::Gprs;
+use crate::registers::Segment;
+use crate::registers::SegmentName;
+use crate::registers::Table;
+
+/// What to do after an exit was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Next {
+    /// Back into the guest at once: the host did not run, nothing of it was loaded.
+    Resume = 0,
+    /// Load the host's state and return from [`Engine::run`].
+    Leave = 1,
+}
+
+/// Who answers exits. Called in guest context (see [`crate::host`]).
+pub trait ExitHandler<E: Engine> {
+    /// Answers one exit.
+    fn on_exit(&mut self, vcpu: &mut E::Vcpu, exit: Exit) -> Next;
+}
+
+/// A switch engine: what this CPU vendor, or the cooperative monitor, needs to run a guest.
+///
+/// An engine value holds the CPU's features, read once. Its associated types hold what belongs to one physical CPU, one
+/// VM and one vCPU.
+pub trait Engine: Sized + Send + Sync + 'static {
+    /// Its name.
+    const KIND: EngineKind;
+    /// What one physical CPU needs while a VM exists (SVM: host save area, VMX: VMXON region).
+    type Cpu: Send + Sync;
+    /// What one VM needs: nested page tables, permission maps.
+    type Vm: Send + Sync;
+    /// One vCPU's registers and controls.
+    type Vcpu: Vcpu + Send;
+
+    /// Whether the engine can run on the calling CPU. Preemption is off.
+    fn status() -> EngineStatus;
+
+    /// The engine, with the features of the calling CPU. [`Engine::status`] was usable.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn new<H: Host>() -> Result<Self, OutOfMemory>;
+
+    /// Memory for one physical CPU. In thread context.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn cpu_new<H: Host>(&self) -> Result<Self::Cpu, OutOfMemory>;
+
+    /// Gives it back.
+    fn cpu_drop<H: Host>(&self, cpu: Self::Cpu);
+
+    /// Switches the extension on, on the calling CPU.
+    ///
+    /// # Errors
+    /// The status that stands against it, [`EngineStatus::Taken`] above all.
+    ///
+    /// # Safety
+    /// Preemption is off, and the extension is not on by us on this CPU.
+    unsafe fn cpu_enable(&self, cpu: &mut Self::Cpu) -> Result<(), EngineStatus>;
+
+    /// Switches it off again.
+    ///
+    /// # Safety
+    /// Preemption is off, [`Engine::cpu_enable`] succeeded on this CPU, and no vCPU is loaded on it.
+    unsafe fn cpu_disable(&self, cpu: &mut Self::Cpu);
+
+    /// A VM without memory.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn vm_new<H: Host>(&self) -> Result<Self::Vm, OutOfMemory>;
+
+    /// Frees it; no vCPU of it exists any more.
+    fn vm_drop<H: Host>(&self, vm: Self::Vm);
+
+    /// Maps `2^order` pages of host memory at `gpa`, readable, writable and executable for the guest. No vCPU has run
+    /// yet, `gpa` and `phys` are multiples of the block's size, and nothing is mapped there.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn vm_map<H: Host>(&self, vm: &mut Self::Vm, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory>;
+
+    /// A vCPU in its state after reset (APM vol. 2, 14.1.3).
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn vcpu_new<H: Host>(&self, vm: &Self::Vm, tsc_offset: u64) -> Result<Self::Vcpu, OutOfMemory>;
+
+    /// Frees it.
+    fn vcpu_drop<H: Host>(&self, vcpu: Self::Vcpu);
+
+    /// Enters the guest, and enters it again after each exit, until `handler` says [`Next::Leave`]. Returns with the
+    /// host's state whole and interrupts off; interrupts that are pending for the host wait until they are on again.
+    ///
+    /// # Safety
+    /// Preemption and interrupts are off; `cpu` is the calling CPU's and enabled; `vcpu` is of `vm`, and no other CPU
+    /// runs it.
+    unsafe fn run<X: ExitHandler<Self>>(
+        &self,
+        cpu: &mut Self::Cpu,
+        vm: &Self::Vm,
+        vcpu: &mut Self::Vcpu,
+        handler: &mut X,
+    );
+}
+
+/// A vCPU's registers. Setters take any value: what the guest may set is decided by core before (`policy`).
+pub trait Vcpu {
+    /// The general registers.
+    fn gprs(&self) -> &Gprs;
+    /// The general registers.
+    fn gprs_mut(&mut self) -> &mut Gprs;
+
+    /// Instruction pointer.
+    fn rip(&self) -> u64;
+    /// Sets it.
+    fn set_rip(&mut self, value: u64);
+    /// Flags.
+    fn rflags(&self) -> u64;
+    /// Sets them.
+    fn set_rflags(&mut self, value: u64);
+
+    /// A segment register.
+    fn segment(&self, name: SegmentName) -> Segment;
+    /// Sets it.
+    fn set_segment(&mut self, name: SegmentName, segment: Segment);
+    /// GDTR.
+    fn gdtr(&self) -> Table;
+    /// Sets it.
+    fn set_gdtr(&mut self, table: Table);
+    /// IDTR.
+    fn idtr(&self) -> Table;
+    /// Sets it.
+    fn set_idtr(&mut self, table: Table);
+
+    /// CR0 as the guest sees it.
+    fn cr0(&self) -> u64;
+    /// Sets it.
+    fn set_cr0(&mut self, value: u64);
+    /// CR2.
+    fn cr2(&self) -> u64;
+    /// Sets it.
+    fn set_cr2(&mut self, value: u64);
+    /// CR3.
+    fn cr3(&self) -> u64;
+    /// Sets it, and forgets the guest's translations.
+    fn set_cr3(&mut self, value: u64);
+    /// CR4 as the guest sees it.
+    fn cr4(&self) -> u64;
+    /// Sets it.
+    fn set_cr4(&mut self, value: u64);
+    /// EFER as the guest sees it, without `SVME`.
+    fn efer(&self) -> u64;
+    /// Sets it.
+    fn set_efer(&mut self, value: u64);
+    /// The guest's `IA32_PAT`.
+    fn pat(&self) -> u64;
+    /// Sets it; each byte is a memory type that PAT knows.
+    fn set_pat(&mut self, value: u64);
+    /// XCR0.
+    fn xcr0(&self) -> u64;
+    /// Sets it; the value is valid on this CPU.
+    fn set_xcr0(&mut self, value: u64);
+    /// `TSC_AUX`.
+    fn tsc_aux(&self) -> u32;
+    /// Sets it.
+    fn set_tsc_aux(&mut self, value: u32);
+    /// Task priority, 0 to 15 (CR8).
+    fn task_priority(&self) -> u8;
+    /// Sets it.
+    fn set_task_priority(&mut self, value: u8);
+    /// DR0 to DR3.
+    fn debug_address(&self, number: usize) -> u64;
+    /// Sets one.
+    fn set_debug_address(&mut self, number: usize, value: u64);
+    /// DR6.
+    fn dr6(&self) -> u64;
+    /// Sets it.
+    fn set_dr6(&mut self, value: u64);
+    /// DR7.
+    fn dr7(&self) -> u64;
+    /// Sets it.
+    fn set_dr7(&mut self, value: u64);
+
+    /// What is added to the host's time stamp counter for the guest's.
+    fn tsc_offset(&self) -> u64;
+    /// Sets it.
+    fn set_tsc_offset(&mut self, value: u64);
+
+    /// Privilege level, 0 to 3.
+    fn cpl(&self) -> u8;
+    /// Whether interrupts are held for one instruction after STI or MOV SS.
+    fn interrupt_shadow(&self) -> bool;
+    /// Ends that, or starts it.
+    fn set_interrupt_shadow(&mut self, value: bool);
+    /// Address of the instruction after the one that left the guest, where the CPU tells.
+    fn next_rip(&self) -> Option<u64>;
+
+    /// Hands something to the guest at the next entry. Nothing else waits ([`Vcpu::injection_waits`]).
+    fn inject(&mut self, injection: Injection);
+    /// Whether something is to be handed to the guest at the next entry, be it that the last delivery was interrupted.
+    fn injection_waits(&self) -> bool;
+    /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an interrupt, or no longer.
+    fn want_interrupt_window(&mut self, wanted: bool);
+}
