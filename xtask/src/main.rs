@@ -1,2 +1,3 @@
-//! (see Cargo.toml)
+//! `cargo xtask`: set-up, build, run, test, bench.
+
 fn main() {}

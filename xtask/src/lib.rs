@@ -1,0 +1,12 @@
+//! covisor's build, run and test commands as a library: the `cargo xtask` program is a thin shell
+//! over it, and the end-to-end tests drive the same [`rig`].
+
+pub mod bench;
+pub mod driver;
+pub mod env;
+pub mod error;
+pub mod probe;
+pub mod toolchain;
+
+pub use env::Env;
+pub use error::{Error, Result};
