@@ -1,1 +1,4 @@
 //! The user side of covisor: the command line, the kernel loaders, the machine and its devices.
+
+pub mod driver;
+pub mod sys;

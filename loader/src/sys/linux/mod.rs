@@ -1,0 +1,3 @@
+//! The host is Linux.
+
+pub mod transport;
