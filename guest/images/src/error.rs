@@ -41,6 +41,10 @@ pub enum Error {
         tail: String,
     },
 
+    /// A file does not fit an initramfs.
+    #[error(transparent)]
+    TooLarge(#[from] crate::cpio::TooLarge),
+
     /// What a program or file says is not what it should say.
     #[error("{0}")]
     Unexpected(String),

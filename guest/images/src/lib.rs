@@ -4,9 +4,14 @@
 //! apt uses. The building blocks (initramfs archives, kernel packages, module trees, progress,
 //! running programs) are public: the test rig builds its own host initramfs from them.
 
+pub mod apt;
 pub mod command;
+pub mod cpio;
 pub mod error;
 pub mod fs;
+pub mod initramfs;
+pub mod kernel;
+pub mod modules;
 pub mod progress;
 
 pub use error::{Error, Result};
