@@ -2,5 +2,7 @@
 
 pub mod devices;
 pub mod driver;
+pub mod kernel;
+pub mod layout;
 pub mod platform;
 pub mod sys;

@@ -1,0 +1,180 @@
+//! Kernel files compressed as a whole (`vmlinux.gz`, `vmlinux.xz`, `vmlinux.zst`).
+//!
+//! A bzImage is not one of them: it holds its own decompressor.
+
+use std::io;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Seek;
+use std::io::SeekFrom;
+use std::io::Write;
+
+use crate::kernel::error::KernelError;
+
+/// A kind of compression, by its first bytes.
+const KINDS: [(&[u8], Kind); 7] = [
+    (&[0x1f, 0x8b, 0x08], Kind::Gzip),
+    (b"\xfd7zXZ\0", Kind::Xz),
+    (&[0x28, 0xb5, 0x2f, 0xfd], Kind::Zstd),
+    (b"BZh", Kind::Other("bzip2")),
+    (&[0x5d, 0, 0], Kind::Other("lzma")),
+    (&[0x02, 0x21, 0x4c, 0x18], Kind::Other("lz4")),
+    (&[0x89, b'L', b'Z', b'O'], Kind::Other("lzop")),
+];
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Gzip,
+    Xz,
+    Zstd,
+    Other(&'static str),
+}
+
+/// The decompressed contents of `file`, or `None` when it is not compressed. Not more than `limit` bytes.
+pub(super) fn decompress<R: Read + Seek>(
+    file: &mut R,
+    limit: u64,
+) -> Result<Option<Vec<u8>>, KernelError> {
+    let mut head = Vec::with_capacity(8);
+    file.seek(SeekFrom::Start(0))?;
+    file.by_ref().take(8).read_to_end(&mut head)?;
+    file.seek(SeekFrom::Start(0))?;
+    let Some(&(_, kind)) = KINDS.iter().find(|(magic, _)| head.starts_with(magic)) else {
+        return Ok(None);
+    };
+    let mut out = Bounded {
+        bytes: Vec::new(),
+        limit,
+        full: false,
+    };
+    let (name, result) = match kind {
+        Kind::Gzip => (
+            "gzip",
+            io::copy(
+                &mut flate2::read::GzDecoder::new(BufReader::new(file)),
+                &mut out,
+            )
+            .map(drop),
+        ),
+        Kind::Xz => {
+            let result = lzma_rs::xz_decompress(&mut BufReader::new(file), &mut out);
+            (
+                "xz",
+                result.map_err(|error| io::Error::other(format!("{error:?}"))),
+            )
+        }
+        Kind::Zstd => {
+            let decoder = ruzstd::decoding::StreamingDecoder::new(BufReader::new(file))
+                .map_err(io::Error::other);
+            (
+                "zstd",
+                decoder.and_then(|mut decoder| io::copy(&mut decoder, &mut out).map(drop)),
+            )
+        }
+        Kind::Other(name) => return Err(KernelError::UnknownCompression(name)),
+    };
+    match result {
+        _ if out.full => Err(KernelError::DecompressedTooLarge { ram: limit }),
+        Err(source) => Err(KernelError::Decompress { kind: name, source }),
+        Ok(()) => Ok(Some(out.bytes)),
+    }
+}
+
+/// A buffer that refuses to grow over a limit.
+struct Bounded {
+    bytes: Vec<u8>,
+    limit: u64,
+    full: bool,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() as u64 + data.len() as u64 > self.limit {
+            self.full = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn xz(data: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        lzma_rs::xz_compress(&mut &data[..], &mut out).unwrap();
+        out
+    }
+
+    fn zstd(data: &[u8]) -> Vec<u8> {
+        ruzstd::encoding::compress_to_vec(data, ruzstd::encoding::CompressionLevel::Fastest)
+    }
+
+    #[test]
+    fn test_each_compression_is_undone() {
+        let data = b"kernel".repeat(5000);
+        for packed in [gzip(&data), xz(&data), zstd(&data)] {
+            let out = decompress(&mut Cursor::new(packed), 1 << 20).unwrap();
+            assert_eq!(out.as_deref(), Some(&data[..]));
+        }
+    }
+
+    #[test]
+    fn test_plain_and_empty_files_are_left_alone() {
+        assert!(
+            decompress(&mut Cursor::new(b"\x7fELF....".to_vec()), 1024)
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            decompress(&mut Cursor::new(Vec::new()), 1024)
+                .unwrap()
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn test_a_bomb_stops_at_the_limit() {
+        let data = vec![0; 1 << 20];
+        for packed in [gzip(&data), xz(&data), zstd(&data)] {
+            let error = decompress(&mut Cursor::new(packed), 1 << 16).unwrap_err();
+            assert!(
+                matches!(error, KernelError::DecompressedTooLarge { .. }),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn test_damaged_data_is_an_error() {
+        let data = b"kernel".repeat(5000);
+        for mut packed in [gzip(&data), xz(&data), zstd(&data)] {
+            packed.truncate(packed.len() / 2);
+            let error = decompress(&mut Cursor::new(packed), 1 << 20).unwrap_err();
+            assert!(matches!(error, KernelError::Decompress { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn test_other_compressions_are_named() {
+        let error = decompress(&mut Cursor::new(b"BZh91AY".to_vec()), 1024).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "it is compressed by bzip2; decompress it first"
+        );
+    }
+}

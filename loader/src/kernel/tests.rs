@@ -1,0 +1,364 @@
+//! Kernels made by hand, good and bad.
+
+use std::io::Cursor;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+/// A bzImage of a few KiB with the headers of a real one.
+fn bzimage() -> Vec<u8> {
+    let mut file = vec![0; 512 * 5 + 4096];
+    let mut put =
+        |offset: usize, bytes: &[u8]| file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[4]); // setup_sects
+    put(0x1f4, &256u32.to_le_bytes()); // syssize
+    put(0x1fe, &0xaa55u16.to_le_bytes());
+    put(0x200, &[0xeb, 0x6a]); // jump over the header
+    put(0x202, b"HdrS");
+    put(0x206, &0x020fu16.to_le_bytes()); // version
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
+    put(0x230, &0x20_0000u32.to_le_bytes()); // kernel_alignment
+    put(0x234, &[1]); // relocatable_kernel
+    put(0x236, &0x3fu16.to_le_bytes()); // xloadflags
+    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
+    put(0x258, &0x100_0000u64.to_le_bytes()); // pref_address
+    put(0x260, &0x80_0000u32.to_le_bytes()); // init_size
+    put(512 * 5, &[0xf4; 4096]);
+    file
+}
+
+/// An ELF kernel with these segments (address, bytes in the file, bytes in memory) and perhaps a PVH note.
+fn elf(segments: &[(u64, u64, u64)], entry: u64, pvh: Option<u32>) -> Vec<u8> {
+    let headers = segments.len() + usize::from(pvh.is_some());
+    let mut file = Vec::new();
+    file.extend_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    file.extend_from_slice(&2u16.to_le_bytes());
+    file.extend_from_slice(&62u16.to_le_bytes());
+    file.extend_from_slice(&1u32.to_le_bytes());
+    for word in [entry, 64, 0] {
+        file.extend_from_slice(&word.to_le_bytes());
+    }
+    file.extend_from_slice(&0u32.to_le_bytes());
+    for half in [64, 56, u16::try_from(headers).unwrap(), 64, 0, 0] {
+        file.extend_from_slice(&half.to_le_bytes());
+    }
+    let mut offset = 64 + 56 * headers as u64;
+    let mut header = |kind: u32, address: u64, size: u64, memory: u64| {
+        file.extend_from_slice(&kind.to_le_bytes());
+        file.extend_from_slice(&7u32.to_le_bytes());
+        for word in [offset, address, address, size, memory, 4096] {
+            file.extend_from_slice(&word.to_le_bytes());
+        }
+        offset += size;
+    };
+    for &(address, size, memory) in segments {
+        header(1, address, size, memory);
+    }
+    if pvh.is_some() {
+        header(4, 0, 20, 20);
+    }
+    for &(_, size, _) in segments {
+        file.resize(file.len() + usize::try_from(size).unwrap(), 0xf4);
+    }
+    if let Some(entry) = pvh {
+        for word in [4u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), entry] {
+            file.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    file
+}
+
+fn parse(file: &[u8]) -> Result<Image, KernelError> {
+    Image::parse(&mut Cursor::new(file))
+}
+
+fn request(ram: u64) -> Request<'static> {
+    Request {
+        ram: Ram::new(ram),
+        command_line: "console=hvc0",
+        initrd_size: None,
+    }
+}
+
+fn plan(file: &[u8], request: &Request<'_>) -> Result<Plan, KernelError> {
+    Plan::new(&parse(file)?, request)
+}
+
+#[test]
+fn test_a_bzimage_goes_where_it_prefers() {
+    let plan = plan(&bzimage(), &request(512 * MIB)).unwrap();
+    assert_eq!(plan.segments()[0].address, 0x100_0000);
+    assert_eq!(plan.state.rip, 0x100_0200);
+    assert_eq!(plan.state.gprs[6], BOOT_PARAMS);
+}
+
+#[test]
+fn test_a_relocatable_bzimage_goes_lower_in_little_ram() {
+    let plan = plan(&bzimage(), &request(16 * MIB)).unwrap();
+    assert_eq!(plan.segments()[0].address, 2 * MIB);
+}
+
+#[test]
+fn test_a_kernel_larger_than_ram_is_refused() {
+    let error = plan(&bzimage(), &request(4 * MIB)).unwrap_err();
+    assert!(error.to_string().ends_with("raise --mem"), "{error}");
+    let error = plan(
+        &elf(&[(16 * MIB, 4096, 64 * MIB)], 16 * MIB, None),
+        &request(32 * MIB),
+    )
+    .unwrap_err();
+    assert!(matches!(error, KernelError::DoesNotFit { .. }), "{error}");
+    assert!(matches!(
+        plan(&bzimage(), &request(MIB)),
+        Err(KernelError::RamTooSmall(_))
+    ));
+}
+
+#[test]
+fn test_the_initrd_goes_as_high_as_it_may() {
+    let request = Request {
+        initrd_size: Some(0x1234),
+        ..request(512 * MIB)
+    };
+    assert_eq!(
+        plan(&bzimage(), &request).unwrap().initrd(),
+        Some((512 * MIB - 0x2000, 0x1234))
+    );
+    let request = Request {
+        ram: Ram::new(4 << 30),
+        ..request
+    };
+    assert_eq!(
+        plan(&bzimage(), &request).unwrap().initrd(),
+        Some((0x8000_0000 - 0x2000, 0x1234))
+    );
+}
+
+#[test]
+fn test_an_initrd_larger_than_the_free_ram_is_refused() {
+    for size in [500 * MIB, 512 * MIB, u64::MAX] {
+        let request = Request {
+            initrd_size: Some(size),
+            ..request(512 * MIB)
+        };
+        let error = plan(&bzimage(), &request).unwrap_err();
+        assert!(
+            matches!(error, KernelError::InitrdTooLarge { .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn test_a_command_line_over_the_kernels_limit_is_refused() {
+    let line = "x".repeat(2048);
+    let error = plan(
+        &bzimage(),
+        &Request {
+            command_line: &line,
+            ..request(512 * MIB)
+        },
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the command line has 2048 bytes, this kernel takes at most 2047: shorten --append"
+    );
+}
+
+#[test]
+fn test_a_truncated_bzimage_is_refused_at_every_length() {
+    let file = bzimage();
+    for len in 0..file.len() {
+        assert!(plan(&file[..len], &request(512 * MIB)).is_err(), "{len}");
+    }
+}
+
+#[test]
+fn test_bad_bzimage_headers_are_refused_in_words() {
+    let refusal = |offset: usize, bytes: &[u8]| {
+        let mut file = bzimage();
+        file[offset..offset + bytes.len()].copy_from_slice(bytes);
+        plan(&file, &request(512 * MIB)).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refusal(0x236, &[0]),
+        "it is a 32-bit kernel; covisor runs 64-bit kernels (for x86-64) only"
+    );
+    assert!(refusal(0x206, &[4, 2]).starts_with("it speaks Linux boot protocol 2.04"));
+    assert!(refusal(0x201, &[0x10]).starts_with("it speaks Linux boot protocol"));
+    assert!(refusal(0x260, &[0; 4]).contains("init_size"));
+    assert!(refusal(0x230, &[3]).contains("kernel_alignment"));
+    assert!(refusal(0x1f4, &[0xff; 4]).starts_with("it is truncated"));
+    assert!(refusal(0x202, b"HDRS").starts_with("it is neither"));
+}
+
+#[test]
+fn test_a_preferred_address_over_the_end_of_the_address_space_is_not_taken() {
+    let mut file = bzimage();
+    file[0x258..0x260].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert_eq!(
+        plan(&file, &request(512 * MIB)).unwrap().segments()[0].address,
+        2 * MIB
+    );
+    file[0x234] = 0;
+    assert!(matches!(
+        plan(&file, &request(512 * MIB)),
+        Err(KernelError::DoesNotFit { .. })
+    ));
+}
+
+#[test]
+fn test_an_elf_kernel_starts_by_pvh_when_it_can() {
+    let segments = [(16 * MIB, 4096, 8192), (32 * MIB, 100, 100)];
+    let image = elf(&segments, 16 * MIB, Some(0x100_0010));
+    let started = plan(&image, &request(512 * MIB)).unwrap();
+    assert_eq!(started.state.rip, 0x100_0010);
+    assert_eq!(started.state.cr0, 0x11);
+    assert_eq!(started.state.gprs[3], PVH_START_INFO);
+    let started = plan(&elf(&segments, 16 * MIB + 8, None), &request(512 * MIB)).unwrap();
+    assert_eq!(started.state.rip, 16 * MIB + 8);
+    assert_eq!(started.state.gprs[6], BOOT_PARAMS);
+}
+
+#[test]
+fn test_bad_elf_kernels_are_refused() {
+    let refusal = |segments: &[(u64, u64, u64)], entry| {
+        plan(&elf(segments, entry, None), &request(512 * MIB)).unwrap_err()
+    };
+    let low = refusal(&[(0x8000, 4096, 4096)], 0x8000);
+    assert!(
+        matches!(low, KernelError::TooLow { start: 0x8000 }),
+        "{low}"
+    );
+    let overlap = refusal(&[(16 * MIB, 10, 8192), (16 * MIB + 4096, 10, 10)], 16 * MIB);
+    assert!(matches!(overlap, KernelError::Overlap { .. }), "{overlap}");
+    let outside = refusal(&[(16 * MIB, 4096, 4096)], 17 * MIB);
+    assert!(matches!(outside, KernelError::EntryOutside(_)), "{outside}");
+    let wrapping = refusal(&[(u64::MAX - 10, 10, 4096)], u64::MAX - 10);
+    assert!(matches!(wrapping, KernelError::Damaged(_)), "{wrapping}");
+    let larger = refusal(&[(16 * MIB, 4096, 10)], 16 * MIB);
+    assert!(matches!(larger, KernelError::Damaged(_)), "{larger}");
+    let empty = refusal(&[], 0);
+    assert!(matches!(empty, KernelError::Damaged(_)), "{empty}");
+}
+
+#[test]
+fn test_elf_files_for_other_machines_are_named() {
+    let mut file = elf(&[(16 * MIB, 10, 10)], 16 * MIB, None);
+    file[18] = 183; // EM_AARCH64
+    assert!(matches!(parse(&file), Err(KernelError::WrongMachine)));
+    file[18] = 62;
+    file[4] = 1; // ELFCLASS32
+    assert!(matches!(parse(&file), Err(KernelError::Not64Bit)));
+    file[4] = 2;
+    file[5] = 2; // big-endian
+    assert!(matches!(parse(&file), Err(KernelError::WrongMachine)));
+}
+
+#[test]
+fn test_a_truncated_elf_kernel_is_refused_at_every_length() {
+    let file = elf(&[(16 * MIB, 300, 8192)], 16 * MIB, Some(0x100_0000));
+    for len in 0..file.len() {
+        assert!(plan(&file[..len], &request(512 * MIB)).is_err(), "{len}");
+    }
+}
+
+#[test]
+fn test_execution_puts_everything_where_it_was_planned() {
+    let memory = GuestRam::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
+    let mut initrd = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut initrd, b"initrd").unwrap();
+    let file = bzimage();
+    let request = Request {
+        initrd_size: Some(6),
+        ..request(64 * MIB)
+    };
+    let plan = plan(&file, &request).unwrap();
+    let state = plan
+        .execute(
+            &memory,
+            &mut KernelFile::Decompressed(Cursor::new(file)),
+            Some(&mut initrd),
+        )
+        .unwrap();
+    let bytes = |address, len| {
+        let mut bytes = vec![0; len];
+        memory
+            .read_slice(&mut bytes, GuestAddress(address))
+            .unwrap();
+        bytes
+    };
+    assert_eq!(bytes(state.rip, 4), [0xf4; 4]);
+    assert_eq!(bytes(COMMAND_LINE, 13), b"console=hvc0\0");
+    assert_eq!(bytes(64 * MIB - 0x1000, 7), b"initrd\0");
+    assert_eq!(bytes(BOOT_PARAMS + 0x202, 4), b"HdrS");
+}
+
+#[test]
+fn test_a_file_cut_off_after_planning_is_an_error() {
+    let memory = GuestRam::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
+    let mut file = bzimage();
+    let plan = plan(&file, &request(64 * MIB)).unwrap();
+    file.truncate(3000);
+    let result = plan.execute(
+        &memory,
+        &mut KernelFile::Decompressed(Cursor::new(file)),
+        None,
+    );
+    assert!(matches!(result, Err(KernelError::Memory { .. })));
+}
+
+/// Whatever the file says, a plan stays within RAM and away from the start-up data.
+fn check_bounds(file: &[u8], request: &Request<'_>) {
+    let Ok(plan) = plan(file, request) else {
+        return;
+    };
+    let end = request.ram.low_end();
+    for segment in plan.segments() {
+        assert!(segment.address >= HIGH_RAM_START && segment.end() <= end);
+        assert!(
+            segment.file_size <= segment.memory_size
+                && segment.offset + segment.file_size <= file.len() as u64
+        );
+    }
+    if let Some((start, size)) = plan.initrd() {
+        assert!(start + size <= end);
+        assert!(plan.segments().iter().all(|segment| segment.end() <= start));
+    }
+}
+
+proptest! {
+    #[test]
+    fn test_random_bytes_never_panic(file in prop::collection::vec(any::<u8>(), 0..4096)) {
+        check_bounds(&file, &request(64 * MIB));
+    }
+
+    #[test]
+    fn test_changed_bzimages_stay_within_bounds(
+        changes in prop::collection::vec((0x1f1usize..0x270, any::<u8>()), 0..12),
+        ram in 1..5000u64,
+        initrd in prop::option::of(0..5000 * MIB),
+    ) {
+        let mut file = bzimage();
+        for (offset, value) in changes {
+            file[offset] = value;
+        }
+        check_bounds(&file, &Request { initrd_size: initrd, ..request(ram * MIB) });
+    }
+
+    #[test]
+    fn test_changed_elf_kernels_stay_within_bounds(
+        changes in prop::collection::vec((0usize..250, any::<u8>()), 0..12),
+        ram in 1..5000u64,
+    ) {
+        let mut file = elf(&[(16 * MIB, 300, 8192), (32 * MIB, 10, 10)], 16 * MIB, Some(0x100_0000));
+        for (offset, value) in changes {
+            file[offset] = value;
+        }
+        check_bounds(&file, &request(ram * MIB));
+    }
+}
