@@ -11,6 +11,7 @@ use crate::registers::Gprs;
 use crate::registers::Segment;
 use crate::registers::SegmentName;
 use crate::registers::Table;
+use crate::xstate::ExtendedState;
 
 /// What to do after an exit was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,12 @@ pub trait Engine: Sized + Send + Sync + 'static {
     /// # Errors
     /// [`OutOfMemory`].
     fn new<H: Host>() -> Result<Self, OutOfMemory>;
+
+    /// Frees the engine; no VM of it exists any more.
+    fn free<H: Host>(self);
+
+    /// How extended state is switched, and what guests can have of it.
+    fn extended_state(&self) -> &ExtendedState;
 
     /// Memory for one physical CPU. In thread context.
     ///

@@ -12,3 +12,4 @@ pub mod exit;
 pub mod host;
 pub mod memory;
 pub mod registers;
+pub mod xstate;

@@ -65,7 +65,8 @@ impl Memory {
     /// Checks a region against the rules of [`covisor_abi::MemoryAdd`] and this map.
     fn check(&self, gpa: u64, size: u64) -> Result<(), RegionError> {
         let whole = size != 0 && gpa % PAGE_SIZE == 0 && size % PAGE_SIZE == 0;
-        let end = gpa.checked_add(size).filter(|end| whole && *end <= GUEST_PHYSICAL_LIMIT).ok_or(RegionError::Malformed)?;
+        let end =
+            gpa.checked_add(size).filter(|end| whole && *end <= GUEST_PHYSICAL_LIMIT).ok_or(RegionError::Malformed)?;
         let over = |start: u64, length: u64| gpa < start + length && start < end;
         if over(LOCAL_APIC_BASE, PAGE_SIZE)
             || over(IO_APIC_BASE, PAGE_SIZE)
@@ -158,10 +159,13 @@ impl Memory {
     /// Atomically replaces `old` by `new` in the aligned 8 bytes at `gpa`; false where they held something else.
     #[must_use]
     pub fn exchange_u64(&self, gpa: u64, old: u64, new: u64) -> bool {
-        let Some(pointer) = self.pointer(gpa & !7, 8) else { return false };
+        let Some(pointer) = self.pointer(gpa & !7, 8) else {
+            return false;
+        };
         // SAFETY: points to 8 aligned bytes of a guest page, which all others access as machine words too.
         let word = unsafe { pointer.cast::<core::sync::atomic::AtomicU64>().as_ref() };
-        word.compare_exchange(old, new, core::sync::atomic::Ordering::SeqCst, core::sync::atomic::Ordering::SeqCst).is_ok()
+        word.compare_exchange(old, new, core::sync::atomic::Ordering::SeqCst, core::sync::atomic::Ordering::SeqCst)
+            .is_ok()
     }
 
     /// Copies bytes out of guest memory; false, with `data` undefined, where part of them is not RAM.
@@ -169,7 +173,9 @@ impl Memory {
     pub fn read(&self, gpa: u64, data: &mut [u8]) -> bool {
         let mut gpa = gpa;
         for byte in data {
-            let Some(pointer) = self.pointer(gpa, 1) else { return false };
+            let Some(pointer) = self.pointer(gpa, 1) else {
+                return false;
+            };
             // SAFETY: points to a byte of a guest page.
             *byte = unsafe { pointer.read_volatile() };
             gpa = gpa.wrapping_add(1);
@@ -182,7 +188,9 @@ impl Memory {
     pub fn write(&self, gpa: u64, data: &[u8]) -> bool {
         let mut gpa = gpa;
         for byte in data {
-            let Some(pointer) = self.pointer(gpa, 1) else { return false };
+            let Some(pointer) = self.pointer(gpa, 1) else {
+                return false;
+            };
             // SAFETY: points to a byte of a guest page.
             unsafe { pointer.write_volatile(*byte) };
             gpa = gpa.wrapping_add(1);

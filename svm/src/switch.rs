@@ -1,0 +1,225 @@
+//! The way into the guest and back.
+//!
+//! ```text
+//! run()            CLGI, the guest's state loaded ──┐
+//!   ┌──────────────────────────────────────────────┘
+//!   ▼
+//!   general registers ─► VMRUN ─► guest ─► #VMEXIT ─► general registers
+//!   ▲                                                      │
+//!   │ Next::Resume                                         ▼
+//!   └──────────────────────────────────────────── on_exit(): core answers
+//!                                                          │ Next::Leave
+//!                        the host's state loaded, STGI ◄───┘
+//! ```
+//!
+//! The inner loop is the fast path. The host did not run in it, so nothing of the host is loaded: GIF is still 0, segment
+//! bases, SYSCALL MSRs and extended state are the guest's. It returns nowhere: `on_exit` is called *from* the loop, so all
+//! return addresses that are predicted between two entries were pushed after the exit; the return stack is refilled only
+//! on the way out.
+
+use core::arch::asm;
+use core::mem::offset_of;
+
+use covisor_abi::KillReason;
+use covisor_core::engine::ExitHandler;
+
+use covisor_core::engine::Vcpu;
+use covisor_core::exit::Exception;
+use covisor_core::exit::Exit;
+use covisor_core::registers::Gprs;
+
+use crate::Cpu;
+use crate::Svm;
+use crate::SvmVcpu;
+use crate::event;
+use crate::exits;
+use crate::instructions as insn;
+use crate::vmcb::Clean;
+use crate::vmcb::TlbControl;
+
+/// Deliveries in a row that may be interrupted by an exception before the guest is ended.
+const MAX_FAILED_DELIVERIES: u32 = 1000;
+
+/// What the loop hands to [`on_exit`].
+struct Context<'a, X> {
+    vcpu: *mut SvmVcpu,
+    handler: &'a mut X,
+}
+
+/// Enters the guest until the handler wants to leave; see [`covisor_core::engine::Engine::run`].
+///
+/// # Safety
+/// As there.
+#[inline]
+pub(crate) unsafe fn run<X: ExitHandler<Svm>>(svm: &Svm, cpu: &mut Cpu, vcpu: &mut SvmVcpu, handler: &mut X) {
+    if !cpu.asids.holds(&vcpu.assigned) {
+        let (assigned, flush) = cpu.asids.assign();
+        vcpu.set_asid(assigned, flush);
+        // The VMCB may have been used on another CPU since: nothing cached of it holds (15.15.1).
+        vcpu.vmcb_mut().control.clean = Clean::empty();
+    }
+    store_rax_rsp(vcpu);
+    // SAFETY: by the caller. With GIF at 0 nothing interrupts. IF is set so that a physical interrupt, which VMRUN
+    // judges by the host's IF (V_INTR_MASKING, 15.21.1), ends the guest's turn at once.
+    unsafe {
+        insn::clgi();
+        cpu.load(&svm.extended, vcpu);
+        insn::sti();
+        enter_loop(vcpu, handler);
+        insn::cli();
+        if !svm.features.return_stack_isolated {
+            insn::fill_return_stack();
+        }
+        cpu.unload(&svm.extended, vcpu);
+        insn::stgi();
+        if vcpu.machine_check {
+            vcpu.machine_check = false;
+            insn::raise_machine_check();
+        }
+    }
+}
+
+/// RAX and RSP travel in the VMCB.
+#[inline]
+fn store_rax_rsp(vcpu: &mut SvmVcpu) {
+    let (rax, rsp) = (vcpu.gprs().rax, vcpu.gprs().rsp);
+    let save = &mut vcpu.vmcb_mut().save;
+    save.rax = rax;
+    save.rsp = rsp;
+}
+
+/// The loop of the module's picture.
+///
+/// # Safety
+/// GIF is 0 and the guest's state is loaded.
+#[inline(never)]
+unsafe fn enter_loop<X: ExitHandler<Svm>>(vcpu: &mut SvmVcpu, handler: &mut X) {
+    let mut context = Context { vcpu, handler };
+    // SAFETY: VMRUN saves and restores all of the host but what the guest's state was loaded over, which the caller
+    // deals with, and the general registers, which are clobbered here or pushed. The stack at the call is aligned: four
+    // pushes.
+    unsafe {
+        asm!(
+            "push rbx",
+            "push rbp",
+            // Two slots that are found again after #VMEXIT, when only RSP and RAX are ours.
+            "push rdi",
+            "push rsi",
+            // In: all general registers but RAX and RSP, which are in the VMCB.
+            "2:",
+            "mov rax, [rsp]",
+            "mov rcx, [rax + {rcx}]",
+            "mov rdx, [rax + {rdx}]",
+            "mov rbx, [rax + {rbx}]",
+            "mov rbp, [rax + {rbp}]",
+            "mov rsi, [rax + {rsi}]",
+            "mov rdi, [rax + {rdi}]",
+            "mov r8, [rax + {r8}]",
+            "mov r9, [rax + {r9}]",
+            "mov r10, [rax + {r10}]",
+            "mov r11, [rax + {r11}]",
+            "mov r12, [rax + {r12}]",
+            "mov r13, [rax + {r13}]",
+            "mov r14, [rax + {r14}]",
+            "mov r15, [rax + {r15}]",
+            "mov rax, [rax + {vmcb}]",
+            "vmrun rax",
+            // Out: RAX is ours again, the guest's is in the VMCB.
+            "mov rax, [rsp]",
+            "mov [rax + {rcx}], rcx",
+            "mov [rax + {rdx}], rdx",
+            "mov [rax + {rbx}], rbx",
+            "mov [rax + {rbp}], rbp",
+            "mov [rax + {rsi}], rsi",
+            "mov [rax + {rdi}], rdi",
+            "mov [rax + {r8}], r8",
+            "mov [rax + {r9}], r9",
+            "mov [rax + {r10}], r10",
+            "mov [rax + {r11}], r11",
+            "mov [rax + {r12}], r12",
+            "mov [rax + {r13}], r13",
+            "mov [rax + {r14}], r14",
+            "mov [rax + {r15}], r15",
+            // Registers that the handler would carry along hold nothing of the guest that could steer its speculation.
+            "xor ebx, ebx",
+            "xor ebp, ebp",
+            "xor r12d, r12d",
+            "xor r13d, r13d",
+            "xor r14d, r14d",
+            "xor r15d, r15d",
+            "mov rdi, [rsp + 8]",
+            "call {on_exit}",
+            "test eax, eax",
+            "jz 2b",
+            "add rsp, 16",
+            "pop rbp",
+            "pop rbx",
+            inout("rdi") &raw mut context => _,
+            inout("rsi") context.vcpu => _,
+            on_exit = sym on_exit::<X>,
+            rcx = const offset_of!(Gprs, rcx),
+            rdx = const offset_of!(Gprs, rdx),
+            rbx = const offset_of!(Gprs, rbx),
+            rbp = const offset_of!(Gprs, rbp),
+            rsi = const offset_of!(Gprs, rsi),
+            rdi = const offset_of!(Gprs, rdi),
+            r8 = const offset_of!(Gprs, r8),
+            r9 = const offset_of!(Gprs, r9),
+            r10 = const offset_of!(Gprs, r10),
+            r11 = const offset_of!(Gprs, r11),
+            r12 = const offset_of!(Gprs, r12),
+            r13 = const offset_of!(Gprs, r13),
+            r14 = const offset_of!(Gprs, r14),
+            r15 = const offset_of!(Gprs, r15),
+            vmcb = const SvmVcpu::VMCB_PA_OFFSET,
+            clobber_abi("sysv64"),
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+        );
+    }
+}
+
+/// One exit: brings the VMCB in order, and has core answer. Returns [`Next`].
+extern "sysv64" fn on_exit<X: ExitHandler<Svm>>(context: &mut Context<'_, X>) -> u32 {
+    // SAFETY: enter_loop() holds the vCPU's &mut for us and does not use it while this runs.
+    let vcpu = unsafe { &mut *context.vcpu };
+    vcpu.unsync();
+    let vmcb = vcpu.vmcb_mut();
+    let (rax, rsp) = (vmcb.save.rax, vmcb.save.rsp);
+    let interrupted = vmcb.control.exit_interrupt_info;
+    vmcb.control.event_injection = 0;
+    vmcb.control.clean = Clean::all();
+    vmcb.control.tlb_control = TlbControl::Keep;
+    let mut exit = exits::decode(&vmcb.control);
+    vcpu.gprs_mut().rax = rax;
+    vcpu.gprs_mut().rsp = rsp;
+    if event::is_valid(interrupted) {
+        exit = interrupted_delivery(vcpu, interrupted, exit);
+    } else {
+        vcpu.failed_deliveries = 0;
+    }
+    if let Exit::Exception(Exception { vector: Exception::MACHINE_CHECK, .. }) = exit {
+        vcpu.machine_check = true;
+    }
+    let next = context.handler.on_exit(vcpu, exit);
+    store_rax_rsp(vcpu);
+    next as u32
+}
+
+/// An exit came while an event was delivered: the event is delivered again, or gives way to the exception that its
+/// delivery raised (APM vol. 2, 15.7.2).
+#[cold]
+fn interrupted_delivery(vcpu: &mut SvmVcpu, interrupted: u64, exit: Exit) -> Exit {
+    if let Exit::Exception(exception) = exit {
+        vcpu.failed_deliveries += 1;
+        if vcpu.failed_deliveries > MAX_FAILED_DELIVERIES {
+            return Exit::Kill(KillReason::FaultLoop, u64::from(exception.vector));
+        }
+        if event::is_exception(interrupted) {
+            return exit;
+        }
+        vcpu.vmcb_mut().control.event_injection = event::reinjection(interrupted);
+        return Exit::HostInterrupt;
+    }
+    vcpu.vmcb_mut().control.event_injection = event::reinjection(interrupted);
+    exit
+}

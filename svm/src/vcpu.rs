@@ -1,0 +1,518 @@
+//! One vCPU: its VMCB, and the registers that are not in it.
+
+use core::cell::Cell;
+
+use covisor_abi::Segment;
+use covisor_abi::Table;
+use covisor_core::engine::Vcpu;
+use covisor_core::exit::Injection;
+use covisor_core::host::Block;
+use covisor_core::host::Host;
+use covisor_core::host::OutOfMemory;
+use covisor_core::registers::Gprs;
+use covisor_core::registers::SegmentName;
+use covisor_core::registers::attributes;
+use covisor_core::xstate::Area;
+use covisor_core::xstate::ExtendedState;
+
+use crate::asid::Assigned;
+use crate::event;
+use crate::features::EFER_SVME;
+use crate::features::Features;
+use crate::instructions as insn;
+use crate::intercept;
+use crate::intercept::Instructions1;
+use crate::npt::NestedTables;
+use crate::permission::PermissionMaps;
+use crate::vmcb;
+use crate::vmcb::Clean;
+use crate::vmcb::INTERRUPT_SHADOW;
+use crate::vmcb::NESTED_PAGING_ENABLE;
+use crate::vmcb::TlbControl;
+use crate::vmcb::VirtualInterrupt;
+use crate::vmcb::Vmcb;
+
+/// `IA32_PAT` after reset.
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+/// DR6 after reset.
+const DR6_RESET: u64 = 0xffff_0ff0;
+/// DR7 after reset.
+const DR7_RESET: u64 = 0x400;
+/// The enable bits of DR7.
+const DR7_ENABLES: u64 = 0xff;
+/// CR0 after reset: caches off, extension type.
+const CR0_RESET: u64 = 0x6000_0010;
+
+/// One vCPU.
+#[derive(Debug)]
+#[repr(C)]
+pub struct SvmVcpu {
+    /// First, for the switch addresses them from here. RAX and RSP are the VMCB's while the guest runs.
+    gprs: Gprs,
+    /// Physical address of the VMCB; the switch reads it behind the registers.
+    vmcb_pa: u64,
+    block: Block,
+    pub(crate) extended: Area,
+    pub(crate) xcr0: u64,
+    pub(crate) tsc_aux: u32,
+    pub(crate) debug_addresses: [u64; 4],
+    pub(crate) assigned: Assigned,
+    /// Deliveries in a row that were interrupted by an exception: a guest that faults on its own handlers without end.
+    pub(crate) failed_deliveries: u32,
+    /// A machine check hit the guest and has to be handed to the host.
+    pub(crate) machine_check: bool,
+    next_rip_save: bool,
+    /// How this CPU best forgets one guest's translations.
+    flush: TlbControl,
+    /// The CPU holds the part of the state that VMLOAD loads.
+    loaded: bool,
+    /// The VMCB has that part too, since the last exit.
+    synced: Cell<bool>,
+}
+
+// SAFETY: the VMCB is in memory that only this value names.
+unsafe impl Send for SvmVcpu {}
+
+impl SvmVcpu {
+    /// Where the switch finds the VMCB's physical address.
+    pub(crate) const VMCB_PA_OFFSET: usize = core::mem::offset_of!(Self, vmcb_pa);
+
+    pub(crate) fn new<H: Host>(
+        features: &Features,
+        extended: &ExtendedState,
+        maps: &PermissionMaps,
+        tables: &NestedTables,
+        tsc_offset: u64,
+    ) -> Result<Self, OutOfMemory> {
+        let extended = extended.area_new::<H>()?;
+        let Some(block) = H::alloc_block(0) else {
+            extended.free::<H>();
+            return Err(OutOfMemory);
+        };
+        let encrypt = features.encryption_bit;
+        let mut vcpu = Self {
+            gprs: Gprs::default(),
+            vmcb_pa: block.phys | encrypt,
+            block,
+            extended,
+            xcr0: 1,
+            tsc_aux: 0,
+            debug_addresses: [0; 4],
+            assigned: Assigned::default(),
+            failed_deliveries: 0,
+            machine_check: false,
+            next_rip_save: features.next_rip_save,
+            flush: if features.flush_by_asid { TlbControl::FlushGuest } else { TlbControl::FlushAll },
+            loaded: false,
+            synced: Cell::new(false),
+        };
+        let vmcb = vcpu.vmcb_mut();
+        vmcb.control.control_registers = intercept::CONTROL_REGISTERS;
+        vmcb.control.debug_registers = intercept::ALL_DEBUG_REGISTERS;
+        vmcb.control.exceptions = intercept::EXCEPTIONS;
+        vmcb.control.instructions1 = intercept::INSTRUCTIONS1;
+        vmcb.control.instructions2 = intercept::INSTRUCTIONS2;
+        vmcb.control.instructions3 = intercept::INSTRUCTIONS3;
+        vmcb.control.iopm_base = maps.io() | encrypt;
+        vmcb.control.msrpm_base = maps.msr() | encrypt;
+        vmcb.control.tsc_offset = tsc_offset;
+        vmcb.control.virtual_interrupt = VirtualInterrupt::MASKING;
+        vmcb.control.nested_enable = NESTED_PAGING_ENABLE;
+        vmcb.control.nested_cr3 = tables.root();
+        reset(&mut vmcb.save);
+        vcpu.gprs.rdx = u64::from(core::arch::x86_64::__cpuid(1).eax);
+        Ok(vcpu)
+    }
+
+    pub(crate) fn free<H: Host>(self) {
+        self.extended.free::<H>();
+        // SAFETY: allocated in new(); the vCPU does not run any more.
+        unsafe { H::free_block(self.block) };
+    }
+
+    #[inline]
+    pub(crate) fn vmcb(&self) -> &Vmcb {
+        // SAFETY: the block is a page of its own, zeroed when allocated, and every bit pattern that the CPU writes is valid
+        // in the fields that are read (flags types keep unknown bits; TlbControl is written by us alone). While the guest
+        // runs, nobody holds a reference.
+        unsafe { self.block.virt.cast().as_ref() }
+    }
+
+    #[inline]
+    pub(crate) fn vmcb_mut(&mut self) -> &mut Vmcb {
+        // SAFETY: as in vmcb(), and &mut self makes it the only reference.
+        unsafe { self.block.virt.cast().as_mut() }
+    }
+
+    /// The VMCB, of which `changed` is about to change.
+    #[inline]
+    pub(crate) fn change(&mut self, changed: Clean) -> &mut Vmcb {
+        let vmcb = self.vmcb_mut();
+        vmcb.control.clean.remove(changed);
+        vmcb
+    }
+
+    /// The VMCB's physical address.
+    #[inline]
+    pub(crate) fn vmcb_pa(&self) -> u64 {
+        self.vmcb_pa
+    }
+
+    /// Whether the guest has breakpoints.
+    #[inline]
+    pub(crate) fn debug_active(&self) -> bool {
+        self.vmcb().save.dr7 & DR7_ENABLES != 0
+    }
+
+    #[inline]
+    pub(crate) fn set_loaded(&mut self, loaded: bool) {
+        self.loaded = loaded;
+        self.synced.set(false);
+    }
+
+    /// The guest ran: what VMSAVE stored is old.
+    #[inline]
+    pub(crate) fn unsync(&mut self) {
+        self.synced.set(false);
+    }
+
+    /// Has the part of the state that VMLOAD loads in the VMCB.
+    fn sync(&self) {
+        if self.loaded && !self.synced.get() {
+            // SAFETY: the engine runs this vCPU on this CPU (loaded), with SVM on.
+            unsafe { insn::vmsave(self.vmcb_pa) };
+            self.synced.set(true);
+        }
+    }
+
+    /// Loads that part again after a change in the VMCB.
+    fn reload(&self) {
+        if self.loaded {
+            // SAFETY: as in sync(); core checked the values.
+            unsafe { insn::vmload(self.vmcb_pa) };
+        }
+    }
+
+    /// Forgets the guest's translations at the next entry.
+    fn flush_translations(&mut self) {
+        self.vmcb_mut().control.tlb_control = self.flush;
+    }
+
+    /// Uses an ASID at the next entry.
+    pub(crate) fn set_asid(&mut self, assigned: Assigned, flush: bool) {
+        self.assigned = assigned;
+        let vmcb = self.change(Clean::ASID);
+        vmcb.control.asid = assigned.asid;
+        vmcb.control.tlb_control = if flush { TlbControl::FlushAll } else { TlbControl::Keep };
+    }
+
+    fn save_segment(&self, name: SegmentName) -> &vmcb::Segment {
+        let save = &self.vmcb().save;
+        match name {
+            SegmentName::Es => &save.es,
+            SegmentName::Cs => &save.cs,
+            SegmentName::Ss => &save.ss,
+            SegmentName::Ds => &save.ds,
+            SegmentName::Fs => &save.fs,
+            SegmentName::Gs => &save.gs,
+            SegmentName::Ldtr => &save.ldtr,
+            SegmentName::Tr => &save.tr,
+        }
+    }
+}
+
+/// Whether VMLOAD and VMSAVE move the segment, not VMRUN and #VMEXIT.
+const fn is_loaded_apart(name: SegmentName) -> bool {
+    matches!(name, SegmentName::Fs | SegmentName::Gs | SegmentName::Ldtr | SegmentName::Tr)
+}
+
+/// Registers after reset (APM vol. 2, 14.1.3).
+fn reset(save: &mut vmcb::Save) {
+    const DATA: u16 = 0x93;
+    const CODE: u16 = 0x9b;
+    const LDT: u16 = 0x82;
+    const TASK: u16 = 0x8b;
+    let segment = |attributes| vmcb::Segment { selector: 0, attributes, limit: 0xffff, base: 0 };
+    save.es = segment(DATA);
+    save.ss = segment(DATA);
+    save.ds = segment(DATA);
+    save.fs = segment(DATA);
+    save.gs = segment(DATA);
+    save.cs = vmcb::Segment { selector: 0xf000, base: 0xffff_0000, ..segment(CODE) };
+    save.ldtr = segment(LDT);
+    save.tr = segment(TASK);
+    save.gdtr = segment(0);
+    save.idtr = segment(0);
+    save.efer = EFER_SVME;
+    save.cr0 = CR0_RESET;
+    save.dr6 = DR6_RESET;
+    save.dr7 = DR7_RESET;
+    save.rflags = 2;
+    save.rip = 0xfff0;
+    save.pat = PAT_RESET;
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "limits of tables have 16 bits, the caller's Table says so")]
+fn table_to_save(table: Table) -> vmcb::Segment {
+    vmcb::Segment { selector: 0, attributes: 0, limit: table.limit as u32 & 0xffff, base: table.base }
+}
+
+fn table_from_save(segment: &vmcb::Segment) -> Table {
+    Table { base: segment.base, limit: u64::from(segment.limit & 0xffff) }
+}
+
+impl Vcpu for SvmVcpu {
+    #[inline]
+    fn gprs(&self) -> &Gprs {
+        &self.gprs
+    }
+
+    #[inline]
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.gprs
+    }
+
+    #[inline]
+    fn rip(&self) -> u64 {
+        self.vmcb().save.rip
+    }
+
+    #[inline]
+    fn set_rip(&mut self, value: u64) {
+        self.vmcb_mut().save.rip = value;
+    }
+
+    #[inline]
+    fn rflags(&self) -> u64 {
+        self.vmcb().save.rflags
+    }
+
+    #[inline]
+    fn set_rflags(&mut self, value: u64) {
+        self.vmcb_mut().save.rflags = value;
+    }
+
+    fn segment(&self, name: SegmentName) -> Segment {
+        if is_loaded_apart(name) {
+            self.sync();
+        }
+        let segment = self.save_segment(name);
+        Segment {
+            base: segment.base,
+            limit: segment.limit,
+            selector: segment.selector,
+            attributes: segment.attributes & attributes::ALL,
+        }
+    }
+
+    fn set_segment(&mut self, name: SegmentName, segment: Segment) {
+        let value = vmcb::Segment {
+            selector: segment.selector,
+            attributes: segment.attributes & attributes::ALL,
+            limit: segment.limit,
+            base: segment.base,
+        };
+        if is_loaded_apart(name) {
+            self.sync();
+        }
+        let save = &mut self.change(Clean::SEGMENTS).save;
+        match name {
+            SegmentName::Es => save.es = value,
+            SegmentName::Cs => save.cs = value,
+            SegmentName::Ss => {
+                save.ss = value;
+                // The CPL is SS's DPL, in a field of its own (15.5.1).
+                save.cpl = (value.attributes >> attributes::DPL_SHIFT & 3).to_le_bytes()[0];
+            }
+            SegmentName::Ds => save.ds = value,
+            SegmentName::Fs => save.fs = value,
+            SegmentName::Gs => save.gs = value,
+            SegmentName::Ldtr => save.ldtr = value,
+            SegmentName::Tr => save.tr = value,
+        }
+        if is_loaded_apart(name) {
+            self.reload();
+        }
+    }
+
+    fn gdtr(&self) -> Table {
+        table_from_save(&self.vmcb().save.gdtr)
+    }
+
+    fn set_gdtr(&mut self, table: Table) {
+        self.change(Clean::TABLES).save.gdtr = table_to_save(table);
+    }
+
+    fn idtr(&self) -> Table {
+        table_from_save(&self.vmcb().save.idtr)
+    }
+
+    fn set_idtr(&mut self, table: Table) {
+        self.change(Clean::TABLES).save.idtr = table_to_save(table);
+    }
+
+    #[inline]
+    fn cr0(&self) -> u64 {
+        self.vmcb().save.cr0
+    }
+
+    fn set_cr0(&mut self, value: u64) {
+        self.change(Clean::CONTROL_REGISTERS).save.cr0 = value;
+        self.flush_translations();
+    }
+
+    #[inline]
+    fn cr2(&self) -> u64 {
+        self.vmcb().save.cr2
+    }
+
+    #[inline]
+    fn set_cr2(&mut self, value: u64) {
+        self.change(Clean::CR2).save.cr2 = value;
+    }
+
+    #[inline]
+    fn cr3(&self) -> u64 {
+        self.vmcb().save.cr3
+    }
+
+    fn set_cr3(&mut self, value: u64) {
+        self.change(Clean::CONTROL_REGISTERS).save.cr3 = value;
+        self.flush_translations();
+    }
+
+    #[inline]
+    fn cr4(&self) -> u64 {
+        self.vmcb().save.cr4
+    }
+
+    fn set_cr4(&mut self, value: u64) {
+        self.change(Clean::CONTROL_REGISTERS).save.cr4 = value;
+        self.flush_translations();
+    }
+
+    #[inline]
+    fn efer(&self) -> u64 {
+        self.vmcb().save.efer & !EFER_SVME
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        // VMRUN demands SVME in the guest's EFER (15.5.1); the guest never sees it.
+        self.change(Clean::CONTROL_REGISTERS).save.efer = value | EFER_SVME;
+        self.flush_translations();
+    }
+
+    fn pat(&self) -> u64 {
+        self.vmcb().save.pat
+    }
+
+    fn set_pat(&mut self, value: u64) {
+        self.change(Clean::NESTED_PAGING).save.pat = value;
+        self.flush_translations();
+    }
+
+    fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
+        if self.loaded {
+            // SAFETY: the value is valid on this CPU, by the trait's contract, and the guest's state is loaded.
+            unsafe { covisor_core::xstate::write_xcr0(value) };
+        }
+    }
+
+    fn tsc_aux(&self) -> u32 {
+        self.tsc_aux
+    }
+
+    fn set_tsc_aux(&mut self, value: u32) {
+        assert!(
+            !self.loaded,
+            "TSC_AUX is set while the host's is loaded, so that unload() compares with what is there"
+        );
+        self.tsc_aux = value;
+    }
+
+    #[inline]
+    fn task_priority(&self) -> u8 {
+        self.vmcb().control.virtual_interrupt.bits().to_le_bytes()[0] & 0xf
+    }
+
+    fn set_task_priority(&mut self, value: u8) {
+        let field = &mut self.change(Clean::VIRTUAL_INTERRUPT).control.virtual_interrupt;
+        field.remove(VirtualInterrupt::TPR);
+        field.insert(VirtualInterrupt::from_bits_retain(u64::from(value & 0xf)));
+    }
+
+    fn debug_address(&self, number: usize) -> u64 {
+        self.debug_addresses[number & 3]
+    }
+
+    fn set_debug_address(&mut self, number: usize, value: u64) {
+        self.debug_addresses[number & 3] = value;
+    }
+
+    fn dr6(&self) -> u64 {
+        self.vmcb().save.dr6
+    }
+
+    fn set_dr6(&mut self, value: u64) {
+        self.change(Clean::DEBUG_REGISTERS).save.dr6 = value;
+    }
+
+    fn dr7(&self) -> u64 {
+        self.vmcb().save.dr7
+    }
+
+    fn set_dr7(&mut self, value: u64) {
+        self.change(Clean::DEBUG_REGISTERS).save.dr7 = value;
+    }
+
+    fn tsc_offset(&self) -> u64 {
+        self.vmcb().control.tsc_offset
+    }
+
+    fn set_tsc_offset(&mut self, value: u64) {
+        self.change(Clean::INTERCEPTS).control.tsc_offset = value;
+    }
+
+    #[inline]
+    fn cpl(&self) -> u8 {
+        self.vmcb().save.cpl
+    }
+
+    #[inline]
+    fn interrupt_shadow(&self) -> bool {
+        self.vmcb().control.interrupt_shadow & INTERRUPT_SHADOW != 0
+    }
+
+    #[inline]
+    fn set_interrupt_shadow(&mut self, value: bool) {
+        let field = &mut self.vmcb_mut().control.interrupt_shadow;
+        *field = if value { *field | INTERRUPT_SHADOW } else { *field & !INTERRUPT_SHADOW };
+    }
+
+    #[inline]
+    fn next_rip(&self) -> Option<u64> {
+        self.next_rip_save.then(|| self.vmcb().control.next_rip).filter(|rip| *rip != 0)
+    }
+
+    #[inline]
+    fn inject(&mut self, injection: Injection) {
+        self.vmcb_mut().control.event_injection = event::encode(injection);
+    }
+
+    #[inline]
+    fn injection_waits(&self) -> bool {
+        event::is_valid(self.vmcb().control.event_injection)
+    }
+
+    fn want_interrupt_window(&mut self, wanted: bool) {
+        let window = VirtualInterrupt::IRQ | VirtualInterrupt::PRIORITY | VirtualInterrupt::IGNORE_TPR;
+        let control = &mut self.change(Clean::VIRTUAL_INTERRUPT | Clean::INTERCEPTS).control;
+        control.instructions1.set(Instructions1::VINTR, wanted);
+        control.virtual_interrupt.set(window, wanted);
+    }
+}
