@@ -22,4 +22,56 @@ pub enum Error {
          (`rustup component add rust-src`) or Debian's packages rustc-web, cargo-web and rust-web-src (`cargo xtask setup`)"
     )]
     NoBareMetalToolchain,
+
+    /// No kernel headers are installed.
+    #[error(
+        "no kernel headers to build the driver with in /usr/src/linux-headers-*-cloud-amd64: `cargo xtask setup` installs linux-headers-cloud-amd64"
+    )]
+    NoHeaders,
+
+    /// QEMU cannot be started.
+    #[error("cannot start qemu-system-x86_64: {source} (`cargo xtask setup` installs it)")]
+    StartQemu {
+        /// Why.
+        source: std::io::Error,
+    },
+
+    /// A script for the host is too long.
+    #[error(transparent)]
+    TooLong(#[from] covisor_exec_protocol::EncodeError),
+
+    /// The agent in the rig's host misbehaves.
+    #[error("the agent in the test machine's host went wrong: {0}")]
+    Agent(String),
+
+    /// The test machine took too long.
+    #[error(
+        "the test machine did not finish `{what}` within {seconds} s; its console's last lines:\n{log}"
+    )]
+    RigLate {
+        /// What it was doing.
+        what: String,
+        /// The limit.
+        seconds: u64,
+        /// The console's end.
+        log: String,
+    },
+
+    /// The test machine ended in the middle.
+    #[error(
+        "the test machine ended by itself; QEMU's messages:\n{messages}\nits console's last lines:\n{log}"
+    )]
+    RigDied {
+        /// What QEMU said.
+        messages: String,
+        /// The console's end.
+        log: String,
+    },
+
+    /// The terminal cannot be used.
+    #[error("cannot use this terminal: {source}")]
+    Terminal {
+        /// Why.
+        source: std::io::Error,
+    },
 }

@@ -2,10 +2,14 @@
 //! over it, and the end-to-end tests drive the same [`rig`].
 
 pub mod bench;
+pub mod build;
 pub mod driver;
 pub mod env;
 pub mod error;
+pub mod host;
+pub mod host_shell;
 pub mod probe;
+pub mod rig;
 pub mod toolchain;
 
 pub use env::Env;
