@@ -35,6 +35,12 @@ pub const PCI_MEMORY: (u64, u64) = (RAM_HOLE_START, IO_APIC_BASE - RAM_HOLE_STAR
 /// Window of the PCI devices' I/O ports: start and size.
 pub const PCI_PORTS: (u16, u16) = (0xc000, 0x3000);
 
+/// Interrupt of the generic event device, level-triggered.
+pub const EVENT_GSI: u32 = 9;
+/// The first serial port: its first port and its interrupt.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// See [`SERIAL_PORT`].
+pub const SERIAL_GSI: u32 = 4;
 /// Number of pages for the page directories of the first instruction, hence GiB that it can map.
 pub const PAGE_DIRECTORIES: u64 = 64;
 
