@@ -7,3 +7,4 @@ pub mod kernel;
 pub mod layout;
 pub mod platform;
 pub mod sys;
+pub mod vcpu;
