@@ -7,9 +7,12 @@
 
 extern crate alloc;
 
+pub mod emulate;
+pub mod apic;
 pub mod engine;
 pub mod exit;
 pub mod host;
 pub mod memory;
+pub mod paging;
 pub mod registers;
 pub mod xstate;

@@ -168,6 +168,12 @@ pub mod attributes {
     pub const DEFAULT_BIG: u16 = 1 << 10;
     /// Present.
     pub const PRESENT: u16 = 1 << 7;
+    /// Code, else data.
+    pub const CODE: u16 = 1 << 3;
+    /// Data below the stack's top: offsets above the limit are valid.
+    pub const EXPAND_DOWN: u16 = 1 << 2;
+    /// Code can be read, data can be written.
+    pub const READABLE_WRITABLE: u16 = 1 << 1;
     /// Lowest bit of the descriptor privilege level.
     pub const DPL_SHIFT: u16 = 5;
     /// The bits that a segment can have.

@@ -1,0 +1,134 @@
+//! From bytes at RIP to an instruction.
+
+use iced_x86::Decoder;
+use iced_x86::DecoderError;
+use iced_x86::DecoderOptions;
+use iced_x86::Instruction;
+
+use super::Outcome;
+use super::Step;
+use super::advance;
+use super::exception;
+use super::fetch_fault;
+use crate::engine::Vcpu;
+use crate::exit::Exception;
+use crate::memory::Memory;
+use crate::paging::MAX_INSTRUCTION;
+use crate::paging::code_size;
+use crate::paging::fetch;
+use crate::paging::fetch_rest;
+use crate::paging::peek;
+use crate::registers::CodeSize;
+
+/// The encodings without prefixes of instructions whose length [`length_of_current`] is asked for.
+pub mod opcode {
+    /// CPUID.
+    pub const CPUID: &[u8] = &[0x0f, 0xa2];
+    /// RDMSR.
+    pub const RDMSR: &[u8] = &[0x0f, 0x32];
+    /// WRMSR.
+    pub const WRMSR: &[u8] = &[0x0f, 0x30];
+    /// HLT.
+    pub const HLT: &[u8] = &[0xf4];
+    /// VMMCALL (AMD).
+    pub const VMMCALL: &[u8] = &[0x0f, 0x01, 0xd9];
+    /// VMCALL (Intel).
+    pub const VMCALL: &[u8] = &[0x0f, 0x01, 0xc1];
+    /// PAUSE.
+    pub const PAUSE: &[u8] = &[0xf3, 0x90];
+    /// INVD.
+    pub const INVD: &[u8] = &[0x0f, 0x08];
+    /// WBINVD.
+    pub const WBINVD: &[u8] = &[0x0f, 0x09];
+    /// XSETBV.
+    pub const XSETBV: &[u8] = &[0x0f, 0x01, 0xd1];
+    /// RDPMC.
+    pub const RDPMC: &[u8] = &[0x0f, 0x33];
+    /// RDTSC.
+    pub const RDTSC: &[u8] = &[0x0f, 0x31];
+    /// RDTSCP.
+    pub const RDTSCP: &[u8] = &[0x0f, 0x01, 0xf9];
+}
+
+/// Makes the decoder's tables, which takes memory. Once, when the driver is loaded and before any vCPU runs.
+pub fn warm_up() {
+    for bits in [16, 32, 64] {
+        core::hint::black_box(Decoder::with_ip(bits, opcode::HLT, 0, DecoderOptions::AMD).decode());
+    }
+}
+
+/// The bytes at RIP and what they mean.
+#[derive(Debug)]
+pub(super) struct Decoded {
+    pub(super) instruction: Instruction,
+    pub(super) bytes: [u8; MAX_INSTRUCTION],
+    pub(super) size: CodeSize,
+}
+
+impl Decoded {
+    /// The instruction that the vCPU is at.
+    pub(super) fn current<V: Vcpu>(vcpu: &mut V, memory: &Memory) -> Step<Self> {
+        let mut bytes = [0; MAX_INSTRUCTION];
+        let size = code_size(vcpu);
+        let mut length = fetch(vcpu, memory, &mut bytes).map_err(|fault| fetch_fault(vcpu, fault))?;
+        loop {
+            let mut decoder = Decoder::with_ip(size.bits(), &bytes[..length], vcpu.rip(), DecoderOptions::AMD);
+            let instruction = decoder.decode();
+            if !instruction.is_invalid() {
+                return Ok(Self { instruction, bytes, size });
+            }
+            if decoder.last_error() != DecoderError::NoMoreBytes {
+                return Err(unsupported(&bytes));
+            }
+            if length == MAX_INSTRUCTION {
+                // Longer than an instruction can be (APM vol. 2, 8.2.14).
+                return Err(exception(vcpu, Exception::GENERAL_PROTECTION));
+            }
+            length = fetch_rest(vcpu, memory, &mut bytes, length).map_err(|fault| fetch_fault(vcpu, fault))?;
+        }
+    }
+
+    /// Where the instruction after this one is.
+    pub(super) fn next_rip<V: Vcpu>(&self, vcpu: &V) -> u64 {
+        advance(self.size, vcpu.rip(), self.instruction.len())
+    }
+
+    /// The emulation ends here: this instruction is not known.
+    #[cold]
+    pub(super) fn unsupported(&self) -> Outcome {
+        unsupported(&self.bytes)
+    }
+}
+
+fn unsupported(bytes: &[u8; MAX_INSTRUCTION]) -> Outcome {
+    let mut first = [0; 8];
+    first.copy_from_slice(&bytes[..8]);
+    Outcome::Unsupported(first)
+}
+
+/// RIP after the current instruction, which the CPU said is the one with this encoding (see [`opcode`]), maybe with
+/// prefixes. Quick where the CPU tells, or where there are no prefixes.
+///
+/// # Errors
+/// [`Outcome::Unsupported`] where there is another instruction by now, or why the code cannot be read.
+#[inline]
+pub fn length_of_current<V: Vcpu>(vcpu: &mut V, memory: &Memory, expected: &[u8]) -> Step<u64> {
+    if let Some(next) = vcpu.next_rip() {
+        return Ok(next);
+    }
+    let first = peek(vcpu, memory).map_err(|fault| fetch_fault(vcpu, fault))?;
+    if first.starts_with(expected) {
+        return Ok(advance(code_size(vcpu), vcpu.rip(), expected.len()));
+    }
+    decode_length(vcpu, memory, expected)
+}
+
+#[cold]
+fn decode_length<V: Vcpu>(vcpu: &mut V, memory: &Memory, expected: &[u8]) -> Step<u64> {
+    let decoded = Decoded::current(vcpu, memory)?;
+    let wanted = Decoder::with_ip(decoded.size.bits(), expected, 0, DecoderOptions::AMD).decode();
+    if decoded.instruction.mnemonic() != wanted.mnemonic() {
+        return Err(decoded.unsupported());
+    }
+    Ok(decoded.next_rip(vcpu))
+}
