@@ -26,15 +26,8 @@ impl Source {
     /// This source in the format of `/etc/apt/sources.list.d/*.sources`.
     #[must_use]
     pub fn as_deb822(&self) -> String {
-        let keyring = if Path::new(KEYRING).exists() {
-            format!("Signed-By: {KEYRING}\n")
-        } else {
-            String::new()
-        };
-        format!(
-            "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\n{keyring}\n",
-            self.uri, self.suite
-        )
+        let keyring = if Path::new(KEYRING).exists() { format!("Signed-By: {KEYRING}\n") } else { String::new() };
+        format!("Types: deb\nURIs: {}\nSuites: {}\nComponents: main\n{keyring}\n", self.uri, self.suite)
     }
 }
 
@@ -45,9 +38,7 @@ impl Source {
 /// When apt has no source for the release.
 pub fn machine_sources(release: &str) -> Result<Vec<Source>> {
     let format = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)";
-    let targets = Cmd::new("apt-get")
-        .args(["indextargets", "--format", format, "Created-By: Packages"])
-        .output()?;
+    let targets = Cmd::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]).output()?;
     let sources = parse_targets(&targets, release);
     if sources.first().is_some_and(|first| first.suite == release) {
         return Ok(sources);
@@ -59,21 +50,15 @@ pub fn machine_sources(release: &str) -> Result<Vec<Source>> {
 
 /// Finds a release's sources in the list of apt's index targets.
 fn parse_targets(targets: &str, release: &str) -> Vec<Source> {
-    let suites = [
-        release.to_owned(),
-        format!("{release}-updates"),
-        format!("{release}-security"),
-    ];
+    let suites = [release.to_owned(), format!("{release}-updates"), format!("{release}-security")];
     let mut found: Vec<Source> = Vec::new();
     for suite in suites {
         let source = targets.lines().find_map(|line| {
             let mut fields = line.split('|');
             let (uri, of, component) = (fields.next()?, fields.next()?, fields.next()?);
             // A release may be configured by its name or with its path: "bookworm/updates".
-            (of == suite && component == "main").then(|| Source {
-                uri: uri.trim_end_matches('/').to_owned(),
-                suite: suite.clone(),
-            })
+            (of == suite && component == "main")
+                .then(|| Source { uri: uri.trim_end_matches('/').to_owned(), suite: suite.clone() })
         });
         found.extend(source);
     }
@@ -83,10 +68,7 @@ fn parse_targets(targets: &str, release: &str) -> Vec<Source> {
 /// The machine's HTTP proxy for apt, if it has one.
 #[must_use]
 pub fn http_proxy() -> Option<String> {
-    let dump = Cmd::new("apt-config")
-        .args(["dump", "--format", "%v%n", "Acquire::http::Proxy"])
-        .output()
-        .ok()?;
+    let dump = Cmd::new("apt-config").args(["dump", "--format", "%v%n", "Acquire::http::Proxy"]).output().ok()?;
     let proxy = dump.trim();
     (!proxy.is_empty() && proxy != "DIRECT").then(|| proxy.to_owned())
 }
@@ -108,9 +90,7 @@ impl Apt {
         fs::write(dir.join("status"), "")?;
         let text: String = sources.iter().map(Source::as_deb822).collect();
         fs::write(dir.join("covisor.sources"), text)?;
-        Ok(Self {
-            dir: dir.to_path_buf(),
-        })
+        Ok(Self { dir: dir.to_path_buf() })
     }
 
     /// Fetches the lists.
@@ -127,14 +107,9 @@ impl Apt {
     /// # Errors
     /// When there is no such package.
     pub fn resolve_meta(&self, package: &str) -> Result<String> {
-        let show = self
-            .cmd("apt-cache")
-            .args(["show", "--no-all-versions", package])
-            .output()?;
+        let show = self.cmd("apt-cache").args(["show", "--no-all-versions", package]).output()?;
         first_dependency(&show).ok_or_else(|| {
-            Error::Unexpected(format!(
-                "Debian's package {package} does not say which package it stands for"
-            ))
+            Error::Unexpected(format!("Debian's package {package} does not say which package it stands for"))
         })
     }
 
@@ -146,16 +121,11 @@ impl Apt {
         let dir = into.join(format!("{package}.download"));
         fs::remove(&dir)?;
         fs::create_dir_all(&dir)?;
-        self.cmd("apt-get")
-            .args(["download", package])
-            .dir(&dir)
-            .run(step)?;
+        self.cmd("apt-get").args(["download", package]).dir(&dir).run(step)?;
         let deb = fs::list(&dir)?
             .into_iter()
             .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .ok_or_else(|| {
-                Error::Unexpected(format!("apt-get download {package} brought no .deb"))
-            })?;
+            .ok_or_else(|| Error::Unexpected(format!("apt-get download {package} brought no .deb")))?;
         let kept = into.join(format!("{package}.deb"));
         fs::rename(deb, &kept)?;
         fs::remove(&dir)?;
@@ -166,10 +136,7 @@ impl Apt {
         let dir = self.dir.display();
         Cmd::new(program)
             .args(["-q", "-y"])
-            .args([
-                "-o".to_owned(),
-                format!("Dir::Etc::SourceList={dir}/covisor.sources"),
-            ])
+            .args(["-o".to_owned(), format!("Dir::Etc::SourceList={dir}/covisor.sources")])
             .args([
                 "-o",
                 "Dir::Etc::SourceParts=-",
@@ -183,28 +150,15 @@ impl Apt {
             .args(["-o".to_owned(), format!("Dir::State::Status={dir}/status")])
             .args(["-o".to_owned(), format!("Dir::Cache={dir}/cache")])
             // The download user cannot write into a checkout of root's.
-            .args([
-                "-o",
-                "APT::Sandbox::User=root",
-                "-o",
-                "Acquire::Languages=none",
-                "-o",
-                "Acquire::Retries=3",
-            ])
+            .args(["-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none", "-o", "Acquire::Retries=3"])
             .env("LC_ALL", "C.UTF-8")
     }
 }
 
 /// The name of the first package in a control paragraph's `Depends`.
 fn first_dependency(paragraph: &str) -> Option<String> {
-    let depends = paragraph
-        .lines()
-        .find_map(|line| line.strip_prefix("Depends:"))?;
-    let first = depends
-        .split([',', '|'])
-        .next()?
-        .split_whitespace()
-        .next()?;
+    let depends = paragraph.lines().find_map(|line| line.strip_prefix("Depends:"))?;
+    let first = depends.split([',', '|']).next()?.split_whitespace().next()?;
     Some(first.to_owned())
 }
 
@@ -222,21 +176,16 @@ mod tests {
     fn the_release_comes_first_and_foreign_sources_do_not_come() {
         let sources = parse_targets(TARGETS, "bookworm");
         let suites: Vec<&str> = sources.iter().map(|s| s.suite.as_str()).collect();
-        assert_eq!(
-            suites,
-            ["bookworm", "bookworm-updates", "bookworm-security"]
-        );
+        assert_eq!(suites, ["bookworm", "bookworm-updates", "bookworm-security"]);
         assert_eq!(sources[2].uri, "http://mirror.example/security");
         assert!(parse_targets(TARGETS, "trixie").is_empty());
     }
 
     #[test]
     fn a_meta_package_stands_for_its_first_dependency() {
-        let paragraph = "Package: linux-image-cloud-amd64\nDepends: linux-image-6.1.0-1-cloud-amd64 (= 6.1.1-1)\nSize: 1\n";
-        assert_eq!(
-            first_dependency(paragraph).unwrap(),
-            "linux-image-6.1.0-1-cloud-amd64"
-        );
+        let paragraph =
+            "Package: linux-image-cloud-amd64\nDepends: linux-image-6.1.0-1-cloud-amd64 (= 6.1.1-1)\nSize: 1\n";
+        assert_eq!(first_dependency(paragraph).unwrap(), "linux-image-6.1.0-1-cloud-amd64");
         assert_eq!(first_dependency("Package: x\n"), None);
     }
 }

@@ -70,23 +70,15 @@ impl Cmd {
     /// When it cannot be started or fails; the error has its last lines.
     pub fn run(mut self, step: &Step) -> Result<()> {
         let name = self.program();
-        let start = |source| Error::Start {
-            program: name.clone(),
-            source,
-        };
+        let start = |source| Error::Start { program: name.clone(), source };
         let (reader, writer) = std::io::pipe().map_err(start)?;
-        self.command
-            .stdout(writer.try_clone().map_err(start)?)
-            .stderr(writer);
+        self.command.stdout(writer.try_clone().map_err(start)?).stderr(writer);
         let mut child = self.command.spawn().map_err(start)?;
         let command = self.line();
         // The command holds the pipe's write ends: without this the reader below never ends.
         drop(self.command);
         let mut tail = VecDeque::new();
-        for line in BufReader::new(reader)
-            .split(b'\n')
-            .map_while(|line| line.ok())
-        {
+        for line in BufReader::new(reader).split(b'\n').map_while(|line| line.ok()) {
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
             step.detail(&line);
             if tail.len() == TAIL_LINES {
@@ -98,11 +90,7 @@ impl Cmd {
         if status.success() {
             return Ok(());
         }
-        Err(Error::Failed {
-            command,
-            status,
-            tail: tail.make_contiguous().join("\n"),
-        })
+        Err(Error::Failed { command, status, tail: tail.make_contiguous().join("\n") })
     }
 
     /// Runs it to its end and returns what it wrote to standard output.
@@ -111,10 +99,7 @@ impl Cmd {
     /// When it cannot be started, fails, or writes no text.
     pub fn output(mut self) -> Result<String> {
         let program = self.program();
-        let output = self
-            .command
-            .output()
-            .map_err(|source| Error::Start { program, source })?;
+        let output = self.command.output().map_err(|source| Error::Start { program, source })?;
         if !output.status.success() {
             return Err(Error::Failed {
                 command: self.line(),
@@ -122,12 +107,8 @@ impl Cmd {
                 tail: String::from_utf8_lossy(&output.stderr).into_owned(),
             });
         }
-        String::from_utf8(output.stdout).map_err(|_| {
-            Error::Unexpected(format!(
-                "`{}` wrote something that is not text",
-                self.line()
-            ))
-        })
+        String::from_utf8(output.stdout)
+            .map_err(|_| Error::Unexpected(format!("`{}` wrote something that is not text", self.line())))
     }
 
     /// Runs it to its end with this process's standard output and error.
@@ -136,18 +117,11 @@ impl Cmd {
     /// When it cannot be started or fails.
     pub fn run_attached(mut self) -> Result<()> {
         let program = self.program();
-        let status = self
-            .command
-            .status()
-            .map_err(|source| Error::Start { program, source })?;
+        let status = self.command.status().map_err(|source| Error::Start { program, source })?;
         if status.success() {
             return Ok(());
         }
-        Err(Error::Failed {
-            command: self.line(),
-            status,
-            tail: "see its messages above".to_owned(),
-        })
+        Err(Error::Failed { command: self.line(), status, tail: "see its messages above".to_owned() })
     }
 
     /// The command line, for messages.
@@ -225,15 +199,9 @@ mod tests {
     #[test]
     fn a_failure_shows_the_command_and_its_last_lines() {
         let step = Progress::default().step("test");
-        let error = Cmd::new("sh")
-            .args(["-c", "echo one; echo two >&2; exit 3"])
-            .run(&step)
-            .unwrap_err();
+        let error = Cmd::new("sh").args(["-c", "echo one; echo two >&2; exit 3"]).run(&step).unwrap_err();
         let text = error.to_string();
-        assert!(
-            text.contains("sh -c 'echo one; echo two >&2; exit 3'"),
-            "{text}"
-        );
+        assert!(text.contains("sh -c 'echo one; echo two >&2; exit 3'"), "{text}");
         assert!(text.contains("one\ntwo"), "{text}");
         assert!(text.contains('3'), "{text}");
     }

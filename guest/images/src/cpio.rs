@@ -25,9 +25,7 @@ pub struct Archive {
 
 /// A file is too long for the format, whose lengths have 32 bits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{name} is too large for an initramfs archive, which holds files of up to 4 GiB: put it on a disk instead"
-)]
+#[error("{name} is too large for an initramfs archive, which holds files of up to 4 GiB: put it on a disk instead")]
 pub struct TooLarge {
     /// The file's name.
     pub name: String,
@@ -56,9 +54,7 @@ impl Archive {
     /// # Errors
     /// When the file is longer than the format can say.
     pub fn file(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<(), TooLarge> {
-        let length = u32::try_from(content.len()).map_err(|_| TooLarge {
-            name: name.to_owned(),
-        })?;
+        let length = u32::try_from(content.len()).map_err(|_| TooLarge { name: name.to_owned() })?;
         self.parents(name);
         self.entry(name, TYPE_FILE | (mode & 0o7777), (0, 0), length, content);
         Ok(())
@@ -69,30 +65,16 @@ impl Archive {
     /// # Errors
     /// When the target is longer than the format can say.
     pub fn symlink(&mut self, name: &str, target: &str) -> Result<(), TooLarge> {
-        let length = u32::try_from(target.len()).map_err(|_| TooLarge {
-            name: name.to_owned(),
-        })?;
+        let length = u32::try_from(target.len()).map_err(|_| TooLarge { name: name.to_owned() })?;
         self.parents(name);
-        self.entry(
-            name,
-            TYPE_SYMLINK | 0o777,
-            (0, 0),
-            length,
-            target.as_bytes(),
-        );
+        self.entry(name, TYPE_SYMLINK | 0o777, (0, 0), length, target.as_bytes());
         Ok(())
     }
 
     /// Adds a character device and its parent folders.
     pub fn character_device(&mut self, name: &str, mode: u32, major: u32, minor: u32) {
         self.parents(name);
-        self.entry(
-            name,
-            TYPE_CHARACTER_DEVICE | (mode & 0o7777),
-            (major, minor),
-            0,
-            &[],
-        );
+        self.entry(name, TYPE_CHARACTER_DEVICE | (mode & 0o7777), (major, minor), 0, &[]);
     }
 
     /// Ends the archive and returns its bytes.
@@ -112,11 +94,7 @@ impl Archive {
     fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), length: u32, content: &[u8]) {
         let name = name.trim_matches('/');
         let name_size = name.len() + 1;
-        let links = if mode & TYPE_DIRECTORY == TYPE_DIRECTORY {
-            2
-        } else {
-            1
-        };
+        let links = if mode & TYPE_DIRECTORY == TYPE_DIRECTORY { 2 } else { 1 };
         // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor,
         // namesize, check. Times are 0, so that the same input gives the same archive.
         let header = format!(
@@ -171,11 +149,7 @@ mod tests {
         let lines: Vec<&str> = list.lines().collect();
         assert_eq!(lines.len(), 7, "{list}");
         assert!(lines[0].starts_with("drwxr-xr-x") && lines[0].ends_with(" etc"));
-        assert!(
-            lines[2].starts_with("-rwxr-xr-x")
-                && lines[2].contains(" 5 ")
-                && lines[2].ends_with(" etc/init.d/rc")
-        );
+        assert!(lines[2].starts_with("-rwxr-xr-x") && lines[2].contains(" 5 ") && lines[2].ends_with(" etc/init.d/rc"));
         assert!(lines[4].ends_with("bin/sh -> busybox"));
         assert!(lines[6].starts_with("crw-------") && lines[6].contains("5,   1"));
     }

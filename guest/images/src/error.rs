@@ -45,6 +45,13 @@ pub enum Error {
     #[error(transparent)]
     TooLarge(#[from] crate::cpio::TooLarge),
 
+    /// Only root may do it.
+    #[error(
+        "building the Debian disk image needs root, for debootstrap's chroot: run the same command once as root, for example \
+         `sudo env PATH=\"$PATH\" cargo xtask build`; afterwards everybody can use it"
+    )]
+    NotRoot,
+
     /// What a program or file says is not what it should say.
     #[error("{0}")]
     Unexpected(String),
@@ -52,21 +59,13 @@ pub enum Error {
 
 /// The output's end, set off from the message.
 fn last_words(tail: &str) -> String {
-    if tail.trim().is_empty() {
-        ", without a word".to_owned()
-    } else {
-        format!(":\n{}", tail.trim_end())
-    }
+    if tail.trim().is_empty() { ", without a word".to_owned() } else { format!(":\n{}", tail.trim_end()) }
 }
 
 impl Error {
     /// Makes the error of a file operation; for `map_err`.
     pub fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File {
-            action,
-            path,
-            source,
-        }
+        move |source| Self::File { action, path, source }
     }
 }

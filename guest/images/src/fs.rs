@@ -52,8 +52,7 @@ pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
 pub fn write_program(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
     let path = path.as_ref();
     write(path, content)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-        .map_err(Error::file("set the mode of", path))
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(Error::file("set the mode of", path))
 }
 
 /// Copies a file's content and mode, making the parent folders where they are missing.
@@ -112,11 +111,7 @@ pub fn remove(path: impl AsRef<Path>) -> Result<()> {
 /// When it cannot be read.
 pub fn list(path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
     let path = path.as_ref();
-    let read = |source| Error::File {
-        action: "read the folder",
-        path: path.to_path_buf(),
-        source,
-    };
+    let read = |source| Error::File { action: "read the folder", path: path.to_path_buf(), source };
     let mut entries = fs::read_dir(path)
         .map_err(read)?
         .map(|entry| entry.map(|e| e.path()))

@@ -14,13 +14,7 @@ use crate::modules::add_modules;
 const BUSYBOX: &str = "/bin/busybox";
 
 /// The modules for covisor's devices.
-pub const GUEST_MODULES: [&str; 5] = [
-    "virtio_pci",
-    "virtio_console",
-    "virtio_blk",
-    "virtio_rng",
-    "ext4",
-];
+pub const GUEST_MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "virtio_blk", "virtio_rng", "ext4"];
 
 /// What `busybox init` runs to bring the system up.
 const RC: &str = include_str!("initramfs/rc");
@@ -55,9 +49,7 @@ impl Initramfs<'_> {
     /// When a file cannot be read or the kernel lacks a module.
     pub fn build(&self) -> Result<Vec<u8>> {
         let mut archive = Archive::new();
-        for directory in [
-            "dev", "proc", "sys", "run", "tmp", "root", "mnt", "sbin", "usr/bin", "usr/sbin", "etc",
-        ] {
+        for directory in ["dev", "proc", "sys", "run", "tmp", "root", "mnt", "sbin", "usr/bin", "usr/sbin", "etc"] {
             archive.directory(directory);
         }
         // The kernel opens it for init before anything is mounted.
@@ -67,17 +59,9 @@ impl Initramfs<'_> {
         archive.symlink("init", "bin/busybox")?;
         archive.file("sbin/covisor-agent", 0o755, &fs::read(self.agent)?)?;
         archive.file("etc/rc", 0o755, RC.as_bytes())?;
-        let shell = if self.console_shell {
-            CONSOLE_SHELL
-        } else {
-            ""
-        };
+        let shell = if self.console_shell { CONSOLE_SHELL } else { "" };
         archive.file("etc/inittab", 0o644, format!("{INITTAB}{shell}").as_bytes())?;
-        archive.file(
-            "etc/hostname",
-            0o644,
-            format!("{}\n", self.hostname).as_bytes(),
-        )?;
+        archive.file("etc/hostname", 0o644, format!("{}\n", self.hostname).as_bytes())?;
         archive.file("etc/modules", 0o644, self.modules_to_load().as_bytes())?;
         archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n")?;
         archive.file("etc/group", 0o644, b"root:x:0:\n")?;
@@ -104,11 +88,7 @@ pub fn overlay(files: &[(PathBuf, String)]) -> Result<Vec<u8>> {
     use std::os::unix::fs::PermissionsExt;
     let mut archive = Archive::new();
     for (from, name) in files {
-        let mode = from
-            .metadata()
-            .map_err(crate::Error::file("read", from))?
-            .permissions()
-            .mode();
+        let mode = from.metadata().map_err(crate::Error::file("read", from))?.permissions().mode();
         archive.file(name.trim_start_matches('/'), mode, &fs::read(from)?)?;
     }
     Ok(archive.finish())

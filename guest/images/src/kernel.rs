@@ -52,9 +52,7 @@ impl KernelStore {
         {
             return Ok(kernel);
         }
-        let step = self
-            .progress
-            .step(format!("fetching the kernel {meta} of Debian {suite}"));
+        let step = self.progress.step(format!("fetching the kernel {meta} of Debian {suite}"));
         let apt = self.apt(suite)?;
         apt.update(&step)?;
         let package = apt.resolve_meta(meta)?;
@@ -87,14 +85,12 @@ impl KernelStore {
         let tree = self.dir.join(version);
         let vmlinuz = tree.join(format!("boot/vmlinuz-{version}"));
         let modules = modules_dir(&tree, version)?;
-        (!version.is_empty() && vmlinuz.exists() && modules.join("modules.dep").exists()).then(
-            || Kernel {
-                version: version.to_owned(),
-                vmlinuz,
-                modules: Some(modules),
-                deb: Some(self.dir.join(format!("{IMAGE_PREFIX}{version}.deb"))),
-            },
-        )
+        (!version.is_empty() && vmlinuz.exists() && modules.join("modules.dep").exists()).then(|| Kernel {
+            version: version.to_owned(),
+            vmlinuz,
+            modules: Some(modules),
+            deb: Some(self.dir.join(format!("{IMAGE_PREFIX}{version}.deb"))),
+        })
     }
 
     fn lock(&self) -> Result<fs::Lock> {
@@ -108,15 +104,8 @@ impl KernelStore {
             Ok(sources) => sources,
             Err(_) => {
                 let ours = apt::machine_sources("bookworm")?;
-                let uri = ours
-                    .into_iter()
-                    .map(|source| source.uri)
-                    .next()
-                    .unwrap_or_default();
-                vec![Source {
-                    uri,
-                    suite: suite.to_owned(),
-                }]
+                let uri = ours.into_iter().map(|source| source.uri).next().unwrap_or_default();
+                vec![Source { uri, suite: suite.to_owned() }]
             }
         };
         Apt::new(&self.dir.join(format!("apt-{suite}")), &sources)
@@ -130,38 +119,25 @@ impl KernelStore {
         let unpacking = self.dir.join(format!("{version}.unpacking"));
         fs::remove(&unpacking)?;
         fs::create_dir_all(&unpacking)?;
-        Cmd::new("dpkg-deb")
-            .arg("-x")
-            .arg(&deb)
-            .arg(&unpacking)
-            .run(step)?;
+        Cmd::new("dpkg-deb").arg("-x").arg(&deb).arg(&unpacking).run(step)?;
         // Debian 13's packages have usr/lib; depmod looks in lib.
         if !unpacking.join("lib").exists() {
             fs::symlink("usr/lib", unpacking.join("lib"))?;
         }
         let depmod = find_program("depmod").unwrap_or_else(|| "depmod".into());
-        Cmd::new(depmod)
-            .arg("-b")
-            .arg(&unpacking)
-            .arg(version)
-            .run(step)?;
+        Cmd::new(depmod).arg("-b").arg(&unpacking).arg(version).run(step)?;
         let tree = self.dir.join(version);
         fs::remove(&tree)?;
         fs::rename(&unpacking, &tree)?;
         self.kept(version).ok_or_else(|| {
-            Error::Unexpected(format!(
-                "Debian's package {package} has no kernel or no modules where they belong"
-            ))
+            Error::Unexpected(format!("Debian's package {package} has no kernel or no modules where they belong"))
         })
     }
 }
 
 /// The folder of a kernel's modules in an unpacked package.
 fn modules_dir(tree: &Path, version: &str) -> Option<PathBuf> {
-    ["lib/modules", "usr/lib/modules"]
-        .iter()
-        .map(|dir| tree.join(dir).join(version))
-        .find(|dir| dir.is_dir())
+    ["lib/modules", "usr/lib/modules"].iter().map(|dir| tree.join(dir).join(version)).find(|dir| dir.is_dir())
 }
 
 /// Offset of the magic "HdrS" in a bzImage (`Documentation/arch/x86/boot.rst`).
@@ -175,15 +151,9 @@ pub fn bzimage_version(image: &[u8]) -> Option<String> {
     if image.get(MAGIC_OFFSET..MAGIC_OFFSET + 4)? != b"HdrS" {
         return None;
     }
-    let pointer: [u8; 2] = image
-        .get(VERSION_POINTER_OFFSET..VERSION_POINTER_OFFSET + 2)?
-        .try_into()
-        .ok()?;
+    let pointer: [u8; 2] = image.get(VERSION_POINTER_OFFSET..VERSION_POINTER_OFFSET + 2)?.try_into().ok()?;
     let start = usize::from(u16::from_le_bytes(pointer)) + 0x200;
-    let text = image
-        .get(start..)?
-        .split(|&byte| byte == 0 || byte == b' ')
-        .next()?;
+    let text = image.get(start..)?.split(|&byte| byte == 0 || byte == b' ').next()?;
     let version = std::str::from_utf8(text).ok()?;
     // Long enough for any kernel's version, short enough to be one.
     (!version.is_empty() && version.len() < 128).then(|| version.to_owned())
@@ -198,8 +168,7 @@ mod tests {
     fn image(pointer: u16, text: &[u8]) -> Vec<u8> {
         let mut image = vec![0; 0x400];
         image[MAGIC_OFFSET..MAGIC_OFFSET + 4].copy_from_slice(b"HdrS");
-        image[VERSION_POINTER_OFFSET..VERSION_POINTER_OFFSET + 2]
-            .copy_from_slice(&pointer.to_le_bytes());
+        image[VERSION_POINTER_OFFSET..VERSION_POINTER_OFFSET + 2].copy_from_slice(&pointer.to_le_bytes());
         image.extend_from_slice(text);
         image
     }

@@ -7,6 +7,7 @@
 pub mod apt;
 pub mod command;
 pub mod cpio;
+pub mod debian;
 pub mod error;
 pub mod fs;
 pub mod initramfs;

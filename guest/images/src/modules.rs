@@ -32,13 +32,7 @@ impl ModuleIndex {
             .lines()
             .filter_map(|line| line.split_once(':'))
             .map(|(path, needs)| {
-                (
-                    plain_name(path),
-                    (
-                        path.to_owned(),
-                        needs.split_whitespace().map(str::to_owned).collect(),
-                    ),
-                )
+                (plain_name(path), (path.to_owned(), needs.split_whitespace().map(str::to_owned).collect()))
             })
             .collect();
         let built_in = builtin.lines().map(plain_name).collect();
@@ -61,23 +55,14 @@ impl ModuleIndex {
     pub fn closure(&self, name: &str) -> Option<Vec<&str>> {
         let name = name.replace('-', "_");
         match self.modules.get(&name) {
-            Some((path, needs)) => Some(
-                std::iter::once(path)
-                    .chain(needs)
-                    .map(String::as_str)
-                    .collect(),
-            ),
+            Some((path, needs)) => Some(std::iter::once(path).chain(needs).map(String::as_str).collect()),
             None => self.built_in.contains(&name).then(Vec::new),
         }
     }
 
     /// The line of `modules.dep` for a module, with the compression's endings taken off.
     fn dep_line(&self, path: &str) -> String {
-        let needs = self
-            .modules
-            .get(&plain_name(path))
-            .map(|(_, needs)| needs.as_slice())
-            .unwrap_or_default();
+        let needs = self.modules.get(&plain_name(path)).map(|(_, needs)| needs.as_slice()).unwrap_or_default();
         let needs: Vec<&str> = needs.iter().map(|need| uncompressed_name(need)).collect();
         format!("{}: {}\n", uncompressed_name(path), needs.join(" "))
     }
@@ -85,8 +70,7 @@ impl ModuleIndex {
 
 /// A module's path without the ending of its compression.
 fn uncompressed_name(path: &str) -> &str {
-    path.find(".ko")
-        .map_or(path, |dot| &path[..dot + ".ko".len()])
+    path.find(".ko").map_or(path, |dot| &path[..dot + ".ko".len()])
 }
 
 /// Adds the modules `names` of a kernel, with all that they depend on, to an archive, so that
@@ -102,10 +86,7 @@ pub fn add_modules(archive: &mut Archive, kernel: &Kernel, names: &[&str]) -> Re
     let mut paths = BTreeSet::new();
     for name in names {
         let closure = index.closure(name).ok_or_else(|| {
-            Error::Unexpected(format!(
-                "the kernel {} has no module {name}, which the image needs",
-                kernel.version
-            ))
+            Error::Unexpected(format!("the kernel {} has no module {name}, which the image needs", kernel.version))
         })?;
         paths.extend(closure);
     }
@@ -113,11 +94,7 @@ pub fn add_modules(archive: &mut Archive, kernel: &Kernel, names: &[&str]) -> Re
     let mut dep = String::new();
     for path in paths {
         let content = uncompressed(&modules.join(path))?;
-        archive.file(
-            &format!("{root}/{}", uncompressed_name(path)),
-            0o644,
-            &content,
-        )?;
+        archive.file(&format!("{root}/{}", uncompressed_name(path)), 0o644, &content)?;
         dep.push_str(&index.dep_line(path));
     }
     archive.file(&format!("{root}/modules.dep"), 0o644, dep.as_bytes())?;
@@ -138,10 +115,7 @@ fn uncompressed(path: &Path) -> Result<Vec<u8>> {
         .args(["-d", "-c"])
         .arg(path)
         .output()
-        .map_err(|source| Error::Start {
-            program: program.to_owned(),
-            source,
-        })?;
+        .map_err(|source| Error::Start { program: program.to_owned(), source })?;
     if output.status.success() {
         return Ok(output.stdout);
     }
@@ -163,13 +137,7 @@ mod tests {
     fn a_closure_has_the_dependencies_and_dashes_do_not_matter() {
         let index = ModuleIndex::parse(DEP, "kernel/fs/ext4/ext4.ko\n");
         let paths = index.closure("virtio_rng").unwrap();
-        assert_eq!(
-            paths,
-            [
-                "kernel/drivers/char/hw_random/virtio-rng.ko.xz",
-                "kernel/drivers/virtio/virtio.ko"
-            ]
-        );
+        assert_eq!(paths, ["kernel/drivers/char/hw_random/virtio-rng.ko.xz", "kernel/drivers/virtio/virtio.ko"]);
         assert_eq!(index.closure("virtio-rng").unwrap().len(), 2);
         assert_eq!(index.closure("ext4").unwrap(), Vec::<&str>::new());
         assert_eq!(index.closure("nonsense"), None);

@@ -18,9 +18,7 @@ impl Progress {
     /// Progress on standard error.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            terminal: std::io::stderr().is_terminal(),
-        }
+        Self { terminal: std::io::stderr().is_terminal() }
     }
 
     /// Begins a step and says what it is: "building the loader".
@@ -28,8 +26,7 @@ impl Progress {
     pub fn step(self, what: impl Into<String>) -> Step {
         let what = what.into();
         let bar = self.terminal.then(|| {
-            let style =
-                ProgressStyle::with_template("{spinner} {prefix} {elapsed:.dim} {wide_msg:.dim}");
+            let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed:.dim} {wide_msg:.dim}");
             let bar = ProgressBar::new_spinner();
             if let Ok(style) = style {
                 bar.set_style(style);
@@ -41,11 +38,7 @@ impl Progress {
         if bar.is_none() {
             eprintln!("covisor: {what}");
         }
-        Step {
-            bar,
-            what,
-            start: Instant::now(),
-        }
+        Step { bar, what, start: Instant::now() }
     }
 
     /// Says one line.
