@@ -1,0 +1,122 @@
+//! What exits cost.
+//!
+//! Each operation is done [`WARM_UP`] times, then [`COUNT`] times between two readings of the time stamp counter; the
+//! result is the mean, rounded down, with the loop's two instructions (DEC, JNZ) and the operation's own included. Under
+//! QEMU's `-icount shift=0` the counter counts instructions.
+//!
+//! | op | instruction |
+//! |---|---|
+//! | `cpuid` | CPUID of leaf 1 |
+//! | `hypercall` | VMMCALL with RAX = 1 (KVM's `VAPIC_POLL_IRQ`, which does nothing) |
+//! | `msr` | RDMSR of `IA32_APIC_BASE` (0x1b), which no hypervisor can leave to the CPU |
+//! | `port-driver` | IN from the port of `driver-port=` (covisor: the ACPI timer, four bytes; KVM: the PIC's mask, one byte) |
+//! | `doorbell` | OUT of two bytes to the port of `doorbell=`, on which the host waits for nothing (an event counter) |
+//! | `port-user` | IN of one byte from COM1's scratch register |
+//! | `mmio-user` | MOV of four bytes from the address of `mmio=`, else of a virtio device's common configuration |
+//! | `halt-wake` | see [`halt_wake`] |
+//!
+//! One line each: `bench OP INSTRUCTIONS`.
+
+use core::arch::asm;
+
+use crate::apic;
+use crate::cmdline::CommandLine;
+use crate::cpu;
+use crate::cpu::msr;
+use crate::exception;
+use crate::layout;
+use crate::pci;
+use crate::serial;
+
+/// Operations measured.
+pub const COUNT: u64 = 2000;
+/// Operations done before.
+pub const WARM_UP: u64 = 100;
+
+/// Waits measured of `halt-wake`.
+const HALT_COUNT: u64 = 200;
+/// Length of a wait, in the timer's counts, which are nanoseconds: longer than KVM polls for a wake-up (200 us).
+const HALT_DELAY: u32 = 1_000_000;
+/// The timer's vector.
+const HALT_VECTOR: u8 = 0x40;
+
+/// covisor's ACPI power management timer.
+const DEFAULT_DRIVER_PORT: u64 = 0x608;
+
+/// Runs the body in a loop and gives the counts of one round.
+macro_rules! measure {
+    ([$($line:literal),+] $(, $($operand:tt)+)?) => {{
+        let rounds = |count: u64| {
+            let start = cpu::rdtsc();
+            // SAFETY: the instructions of the body change nothing but the registers named and devices.
+            unsafe { asm!("2:", $($line,)+ "dec r15", "jnz 2b", $($($operand)+,)? inout("r15") count => _) }
+            cpu::rdtsc() - start
+        };
+        rounds(WARM_UP);
+        rounds(COUNT) / COUNT
+    }};
+}
+
+fn print(op: &str, instructions: u64) {
+    println!("bench {op} {instructions}");
+}
+
+/// Measures everything and prints it.
+pub fn run(line: &CommandLine) {
+    // RBX, which the compiler keeps for itself, is not saved inside of the loop.
+    print("cpuid", {
+        let rounds = |count: u64| {
+            let start = cpu::rdtsc();
+            // SAFETY: CPUID changes the registers named, and RBX, which is restored.
+            unsafe {
+                asm!("mov r14, rbx", "2:", "mov eax, 1", "cpuid", "dec r15", "jnz 2b", "mov rbx, r14",
+                    out("eax") _, out("ecx") _, out("edx") _, out("r14") _, inout("r15") count => _);
+            }
+            cpu::rdtsc() - start
+        };
+        rounds(WARM_UP);
+        rounds(COUNT) / COUNT
+    });
+    print("hypercall", measure!(["mov eax, 1", "vmmcall"], out("eax") _));
+    print("msr", measure!(["rdmsr"], in("ecx") msr::APIC_BASE, out("eax") _, out("edx") _));
+
+    let port = u16::try_from(line.number("driver-port").unwrap_or(DEFAULT_DRIVER_PORT)).unwrap_or(0);
+    print("port-driver", if line.number("driver-port-bytes") == Some(1) {
+        measure!(["in al, dx"], in("dx") port, out("al") _)
+    } else {
+        measure!(["in eax, dx"], in("dx") port, out("eax") _)
+    });
+    if let Some(port) = line.number("doorbell").and_then(|port| u16::try_from(port).ok()) {
+        print("doorbell", measure!(["out dx, ax"], in("dx") port, in("ax") 0_u16));
+    }
+    print("port-user", measure!(["in al, dx"], in("dx") serial::COM1_SCRATCH, out("al") _));
+    let address = line.number("mmio").or_else(|| pci::virtio_memory(pci::VIRTIO_COMMON)).unwrap_or(layout::HOLE);
+    print("mmio-user", measure!(["mov eax, [{address}]"], address = in(reg) address, out("eax") _));
+    print("halt-wake", halt_wake());
+}
+
+/// How long after the end of the wait the guest is awake.
+///
+/// The local APIC's timer is started for 1 ms in one-shot mode, then the guest halts; the result is the time from just
+/// before the timer was started to the first instruction of the interrupt's handler, without the millisecond. So it
+/// counts the exit that starts the timer and everything from the timer's expiry on: the host's timer interrupt, waking
+/// the vCPU's thread, entering the guest, delivering the interrupt. The way into the halt falls into the millisecond and
+/// is not counted. (One-shot, not TSC-deadline: KVM starts deadlines early and spins.)
+fn halt_wake() -> u64 {
+    if apic::has_x2() && apic::enter_x2apic().is_err() || !apic::has_x2() && apic::enter_xapic().is_err() {
+        return 0;
+    }
+    apic::write(apic::register::LVT_TIMER, apic::TIMER_ONE_SHOT | u32::from(HALT_VECTOR));
+    let rounds = |count: u64| {
+        (0..count).fold(0_u64, |sum, _| {
+            let start = cpu::rdtsc();
+            apic::write(apic::register::TIMER_INITIAL, HALT_DELAY);
+            cpu::wait_for_interrupt();
+            sum + (exception::last_tsc() - start).saturating_sub(u64::from(HALT_DELAY))
+        })
+    };
+    rounds(10);
+    let sum = rounds(HALT_COUNT);
+    apic::reset();
+    sum / HALT_COUNT
+}

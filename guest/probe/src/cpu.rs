@@ -1,0 +1,234 @@
+//! Instructions that only ring 0 has, as functions. Those that may fault are used through [`catch!`](crate::catch) or
+//! the `try_` functions here.
+
+use core::arch::asm;
+use core::arch::x86_64::__cpuid_count;
+use core::arch::x86_64::CpuidResult;
+
+use crate::exception::Fault;
+
+/// Model-specific registers that the probe uses by name (APM vol. 2, appendix A; Intel SDM vol. 4).
+pub mod msr {
+    /// Time stamp counter.
+    pub const TSC: u32 = 0x10;
+    /// Base address and mode of the local APIC.
+    pub const APIC_BASE: u32 = 0x1b;
+    /// SYSENTER's stack.
+    pub const SYSENTER_ESP: u32 = 0x175;
+    /// SYSENTER's entry.
+    pub const SYSENTER_EIP: u32 = 0x176;
+    /// Page attribute table.
+    pub const PAT: u32 = 0x277;
+    /// Deadline of the local APIC's timer.
+    pub const TSC_DEADLINE: u32 = 0x6e0;
+    /// First register of the local APIC in x2APIC mode.
+    pub const X2APIC: u32 = 0x800;
+    /// Extended features.
+    pub const EFER: u32 = 0xc000_0080;
+    /// SYSCALL's entry in long mode.
+    pub const LSTAR: u32 = 0xc000_0082;
+    /// SYSCALL's entry from compatibility mode.
+    pub const CSTAR: u32 = 0xc000_0083;
+    /// FS base.
+    pub const FS_BASE: u32 = 0xc000_0100;
+    /// GS base.
+    pub const GS_BASE: u32 = 0xc000_0101;
+    /// What SWAPGS swaps in.
+    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    /// What RDTSCP gives in ECX.
+    pub const TSC_AUX: u32 = 0xc000_0103;
+    /// SVM's switch in the firmware's hands.
+    pub const VM_CR: u32 = 0xc001_0114;
+    /// SVM's host save area.
+    pub const VM_HSAVE_PA: u32 = 0xc001_0117;
+    /// KVM's paravirtual clock: wall clock.
+    pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
+    /// KVM's paravirtual clock: system time.
+    pub const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
+}
+
+/// CPUID.
+#[must_use]
+pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
+    __cpuid_count(leaf, subleaf)
+}
+
+/// Time stamp counter, not before what stands before it.
+#[must_use]
+pub fn rdtsc() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a counter.
+    unsafe { asm!("lfence", "rdtsc", out("eax") low, out("edx") high, options(nostack, preserves_flags)) }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// RDMSR.
+///
+/// # Errors
+/// The fault that it raised.
+pub fn try_rdmsr(index: u32) -> Result<u64, Fault> {
+    let (low, high): (u32, u32);
+    match catch!(["rdmsr"], in("ecx") index, out("eax") low, out("edx") high) {
+        None => Ok(u64::from(high) << 32 | u64::from(low)),
+        Some(fault) => Err(fault),
+    }
+}
+
+/// WRMSR.
+///
+/// # Errors
+/// The fault that it raised.
+pub fn try_wrmsr(index: u32, value: u64) -> Result<(), Fault> {
+    let (low, high) = halves(value);
+    match catch!(["wrmsr"], in("ecx") index, in("eax") low, in("edx") high) {
+        None => Ok(()),
+        Some(fault) => Err(fault),
+    }
+}
+
+/// RDMSR of a register that exists; 0 where it does not.
+#[must_use]
+pub fn rdmsr(index: u32) -> u64 {
+    try_rdmsr(index).unwrap_or(0)
+}
+
+/// The lower and the upper half.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "that is its purpose")]
+pub const fn halves(value: u64) -> (u32, u32) {
+    (value as u32, (value >> 32) as u32)
+}
+
+/// Defines reading and writing functions of a register that a MOV reaches.
+macro_rules! mov_register {
+    ($($(#[$doc:meta])* $name:literal, $read:ident, $write:ident;)*) => { $(
+        $(#[$doc])*
+        #[must_use]
+        pub fn $read() -> u64 {
+            let value;
+            // SAFETY: reads a register that ring 0 can always read.
+            unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) }
+            value
+        }
+
+        /// Writes it.
+        ///
+        /// # Errors
+        /// The fault that this raised.
+        pub fn $write(value: u64) -> Result<(), Fault> {
+            catch!([concat!("mov ", $name, ", {value}")], value = in(reg) value).map_or(Ok(()), Err)
+        }
+    )* };
+}
+
+mov_register! {
+    /// CR0.
+    "cr0", cr0, try_set_cr0;
+    /// CR2.
+    "cr2", cr2, try_set_cr2;
+    /// CR3.
+    "cr3", cr3, try_set_cr3;
+    /// CR4.
+    "cr4", cr4, try_set_cr4;
+    /// CR8.
+    "cr8", cr8, try_set_cr8;
+    /// DR0.
+    "dr0", dr0, try_set_dr0;
+    /// DR1.
+    "dr1", dr1, try_set_dr1;
+    /// DR2.
+    "dr2", dr2, try_set_dr2;
+    /// DR3.
+    "dr3", dr3, try_set_dr3;
+    /// DR6.
+    "dr6", dr6, try_set_dr6;
+    /// DR7.
+    "dr7", dr7, try_set_dr7;
+}
+
+/// DR6 without events (APM vol. 2, 13.1.1.3).
+pub const DR6_CLEAR: u64 = 0xffff_0ff0;
+
+/// Sets DR6 to [`DR6_CLEAR`]; for the exception handler, which cannot use [`catch!`](crate::catch).
+pub fn clear_dr6() {
+    // SAFETY: a valid value.
+    unsafe { asm!("mov dr6, {}", in(reg) DR6_CLEAR, options(nomem, nostack, preserves_flags)) }
+}
+
+/// CR0 bits (APM vol. 2, 3.1.1).
+pub mod cr0 {
+    /// Protected mode.
+    pub const PE: u64 = 1 << 0;
+    /// Monitor the coprocessor.
+    pub const MP: u64 = 1 << 1;
+    /// Emulate the coprocessor.
+    pub const EM: u64 = 1 << 2;
+    /// A task was switched.
+    pub const TS: u64 = 1 << 3;
+    /// Alignment is checked in ring 3.
+    pub const AM: u64 = 1 << 18;
+    /// Not write-through.
+    pub const NW: u64 = 1 << 29;
+    /// Caches are off.
+    pub const CD: u64 = 1 << 30;
+    /// Paging.
+    pub const PG: u64 = 1 << 31;
+}
+
+/// CR4 bits (APM vol. 2, 3.1.3).
+pub mod cr4 {
+    /// Debugging extensions: DR4 and DR5 do not exist.
+    pub const DE: u64 = 1 << 3;
+    /// Physical address extension.
+    pub const PAE: u64 = 1 << 5;
+    /// XSAVE and XCR0.
+    pub const OSXSAVE: u64 = 1 << 18;
+}
+
+/// Whether CPUID promises XSAVE (leaf 1, ECX bit 26).
+#[must_use]
+pub fn has_xsave() -> bool {
+    cpuid(1, 0).ecx & 1 << 26 != 0
+}
+
+/// XGETBV of XCR0; CR4.OSXSAVE must be set.
+#[must_use]
+pub fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a register.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// XSETBV.
+///
+/// # Errors
+/// The fault that it raised.
+pub fn try_xsetbv(index: u32, value: u64) -> Result<(), Fault> {
+    let (low, high) = halves(value);
+    catch!(["xsetbv"], in("ecx") index, in("eax") low, in("edx") high).map_or(Ok(()), Err)
+}
+
+/// STI; interrupts are taken after the next instruction.
+pub fn enable_interrupts() {
+    // SAFETY: every vector has a handler.
+    unsafe { asm!("sti", options(nostack)) }
+}
+
+/// CLI.
+pub fn disable_interrupts() {
+    // SAFETY: no more than that.
+    unsafe { asm!("cli", options(nostack)) }
+}
+
+/// STI, HLT, CLI: waits for one interrupt.
+pub fn wait_for_interrupt() {
+    // SAFETY: every vector has a handler.
+    unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
+}
+
+/// Opens the window for interrupts that are due.
+pub fn take_interrupts() {
+    // SAFETY: every vector has a handler.
+    unsafe { asm!("sti", "nop", "nop", "cli", options(nostack)) }
+}

@@ -1,0 +1,547 @@
+//! Exceptions and interrupts: descriptor tables, entry stubs, and a way to ask "what does this instruction raise?"
+
+use core::arch::asm;
+use core::arch::global_asm;
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::apic;
+use crate::cpu;
+
+/// Exception vectors (APM vol. 2, 8.2).
+pub mod vector {
+    /// #DE.
+    pub const DE: u8 = 0;
+    /// #DB.
+    pub const DB: u8 = 1;
+    /// NMI.
+    pub const NMI: u8 = 2;
+    /// #BP.
+    pub const BP: u8 = 3;
+    /// #UD.
+    pub const UD: u8 = 6;
+    /// #NM.
+    pub const NM: u8 = 7;
+    /// #DF.
+    pub const DF: u8 = 8;
+    /// #NP.
+    pub const NP: u8 = 11;
+    /// #SS.
+    pub const SS: u8 = 12;
+    /// #GP.
+    pub const GP: u8 = 13;
+    /// #PF.
+    pub const PF: u8 = 14;
+    /// #AC.
+    pub const AC: u8 = 17;
+}
+
+/// Selectors of the probe's GDT.
+pub mod selector {
+    /// 64-bit code, ring 0.
+    pub const KERNEL_CODE: u16 = 0x08;
+    /// Data, ring 0.
+    pub const KERNEL_DATA: u16 = 0x10;
+    /// 64-bit code, ring 3.
+    pub const USER_CODE: u16 = 0x18 | 3;
+    /// Data, ring 3.
+    pub const USER_DATA: u16 = 0x20 | 3;
+    /// 32-bit code, ring 0.
+    pub const CODE32: u16 = 0x28;
+    /// 32-bit code, ring 3.
+    pub const USER_CODE32: u16 = 0x30 | 3;
+    /// Task state segment.
+    pub const TSS: u16 = 0x38;
+}
+
+/// What an instruction raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The vector.
+    pub vector: u8,
+    /// The error code; 0 where the vector has none.
+    pub error: u64,
+    /// Where.
+    pub rip: u64,
+}
+
+impl Fault {
+    /// Whether it is #GP with error code 0.
+    #[must_use]
+    pub const fn is_gp0(&self) -> bool {
+        self.vector == vector::GP && self.error == 0
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NAMES: [&str; 32] = [
+            "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#9", "#TS", "#NP", "#SS", "#GP", "#PF", "#15",
+            "#MF", "#AC", "#MC", "#XF", "#20", "#CP", "#22", "#23", "#24", "#25", "#26", "#27", "#HV", "#VC", "#SX", "#31",
+        ];
+        match NAMES.get(usize::from(self.vector)) {
+            Some(name) => write!(f, "{name}({:#x}) at {:#x}", self.error, self.rip),
+            None => write!(f, "interrupt {:#x} at {:#x}", self.vector, self.rip),
+        }
+    }
+}
+
+/// The registers at an exception, as the entry stub stores them.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Frame {
+    /// R15 down to R8, RDI, RSI, RBP, RBX, RDX, RCX, RAX.
+    pub gprs: [u64; 15],
+    /// Vector.
+    pub vector: u64,
+    /// Error code, or 0.
+    pub error: u64,
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Code segment.
+    pub cs: u64,
+    /// Flags.
+    pub rflags: u64,
+    /// Stack pointer.
+    pub rsp: u64,
+    /// Stack segment.
+    pub ss: u64,
+}
+
+/// Runs instructions and gives the exception that one of them raised, as `Option<Fault>`; after it, execution goes on
+/// behind the last one. `r11` is used up.
+#[macro_export]
+macro_rules! catch {
+    ([$($line:expr),+ $(,)?] $(, $($operand:tt)+)?) => {{
+        // SAFETY: the exception handler knows where to go on; what the instructions may do is the caller's to know.
+        #[allow(unused_unsafe, reason = "some callers are unsafe themselves")]
+        unsafe {
+            ::core::arch::asm!(
+                "lea r11, [rip + 77f]",
+                "mov [rip + PROBE_RECOVERY], r11",
+                $($line,)+
+                "77:",
+                $($($operand)+,)?
+                out("r11") _,
+            );
+        }
+        $crate::exception::take_fault()
+    }};
+}
+
+/// Where execution goes on after the next exception; 0: nowhere.
+#[unsafe(no_mangle)]
+static PROBE_RECOVERY: AtomicU64 = AtomicU64::new(0);
+
+/// Stack pointer of the guarded call that runs ([`guarded`]); 0: none does.
+#[unsafe(no_mangle)]
+static PROBE_GUARD: AtomicU64 = AtomicU64::new(0);
+
+/// The fault that was caught.
+static CAUGHT: AtomicBool = AtomicBool::new(false);
+static CAUGHT_VECTOR: AtomicU64 = AtomicU64::new(0);
+static CAUGHT_ERROR: AtomicU64 = AtomicU64::new(0);
+static CAUGHT_RIP: AtomicU64 = AtomicU64::new(0);
+
+/// What [`catch!`](crate::catch) caught, and ends its protection.
+pub fn take_fault() -> Option<Fault> {
+    PROBE_RECOVERY.store(0, Relaxed);
+    CAUGHT.swap(false, Relaxed).then(|| Fault {
+        vector: u8::try_from(CAUGHT_VECTOR.load(Relaxed)).unwrap_or(u8::MAX),
+        error: CAUGHT_ERROR.load(Relaxed),
+        rip: CAUGHT_RIP.load(Relaxed),
+    })
+}
+
+/// How often each vector was taken.
+static COUNTS: [AtomicU32; 256] = [const { AtomicU32::new(0) }; 256];
+
+/// The vectors of interrupts in the order in which they were taken.
+static ORDER: [AtomicU32; 16] = [const { AtomicU32::new(0) }; 16];
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Time of the last interrupt, read first in its handler.
+static LAST_TSC: AtomicU64 = AtomicU64::new(0);
+/// Where it interrupted.
+static LAST_RIP: AtomicU64 = AtomicU64::new(0);
+
+/// Whether the handler of interrupts sends the end of interrupt.
+static AUTO_EOI: AtomicBool = AtomicBool::new(true);
+
+/// Forgets the interrupts so far.
+pub fn forget_interrupts() {
+    COUNTS.iter().for_each(|count| count.store(0, Relaxed));
+    TAKEN.store(0, Relaxed);
+}
+
+/// How often `vector` was taken since.
+pub fn count(vector: u8) -> u32 {
+    COUNTS.get(usize::from(vector)).map_or(0, |count| count.load(Relaxed))
+}
+
+/// How many interrupts were taken since.
+pub fn taken() -> usize {
+    TAKEN.load(Relaxed)
+}
+
+/// The vector of the interrupt that was taken as number `index`.
+pub fn order(index: usize) -> Option<u32> {
+    (index < taken()).then(|| ORDER.get(index).map(|vector| vector.load(Relaxed))).flatten()
+}
+
+/// When the last interrupt was taken.
+pub fn last_tsc() -> u64 {
+    LAST_TSC.load(Relaxed)
+}
+
+/// Where the last interrupt or debug exception came.
+pub fn last_rip() -> u64 {
+    LAST_RIP.load(Relaxed)
+}
+
+/// Says whether the handler ends interrupts by itself.
+pub fn set_auto_eoi(on: bool) {
+    AUTO_EOI.store(on, Relaxed);
+}
+
+/// Addresses at which debug exceptions came, with DR6, while [`record_debug`] is on.
+static DEBUG_ON: AtomicBool = AtomicBool::new(false);
+static DEBUG_LOG: [(AtomicU64, AtomicU64); 16] = [const { (AtomicU64::new(0), AtomicU64::new(0)) }; 16];
+static DEBUG_COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Takes #DB as an event to note instead of a fault.
+pub fn record_debug(on: bool) {
+    if on {
+        DEBUG_COUNT.store(0, Relaxed);
+    }
+    DEBUG_ON.store(on, Relaxed);
+}
+
+/// The debug exceptions noted.
+pub fn debug_count() -> usize {
+    DEBUG_COUNT.load(Relaxed)
+}
+
+/// RIP and DR6 of the debug exception number `index`.
+pub fn debug_event(index: usize) -> Option<(u64, u64)> {
+    let (rip, dr6) = DEBUG_LOG.get(index)?;
+    (index < debug_count()).then(|| (rip.load(Relaxed), dr6.load(Relaxed)))
+}
+
+/// Stops single-stepping when this many debug exceptions were noted.
+const DEBUG_LIMIT: usize = DEBUG_LOG.len();
+
+/// Trap flag.
+const RFLAGS_TF: u64 = 1 << 8;
+/// Resume flag.
+const RFLAGS_RF: u64 = 1 << 16;
+
+/// Called by the stubs.
+extern "C" fn on_exception(frame: &mut Frame) {
+    let now = cpu::rdtsc();
+    let number = u8::try_from(frame.vector).unwrap_or(u8::MAX);
+    if let Some(count) = COUNTS.get(usize::from(number)) {
+        count.fetch_add(1, Relaxed);
+    }
+    if number >= 32 {
+        LAST_TSC.store(now, Relaxed);
+        LAST_RIP.store(frame.rip, Relaxed);
+        let index = TAKEN.fetch_add(1, Relaxed);
+        if let Some(slot) = ORDER.get(index) {
+            slot.store(u32::from(number), Relaxed);
+        }
+        if AUTO_EOI.load(Relaxed) {
+            apic::end_of_interrupt();
+        }
+        return;
+    }
+    if number == vector::NMI {
+        LAST_TSC.store(now, Relaxed);
+        LAST_RIP.store(frame.rip, Relaxed);
+        return;
+    }
+    if number == vector::DB && DEBUG_ON.load(Relaxed) {
+        let index = DEBUG_COUNT.fetch_add(1, Relaxed);
+        if let Some((rip, dr6)) = DEBUG_LOG.get(index) {
+            rip.store(frame.rip, Relaxed);
+            dr6.store(cpu::dr6(), Relaxed);
+        }
+        cpu::clear_dr6();
+        frame.rflags |= RFLAGS_RF;
+        if index + 1 >= DEBUG_LIMIT {
+            frame.rflags &= !RFLAGS_TF;
+        }
+        return;
+    }
+    let recovery = PROBE_RECOVERY.swap(0, Relaxed);
+    let target = if recovery == 0 && PROBE_GUARD.load(Relaxed) != 0 { guard_address() } else { recovery };
+    if target == 0 {
+        let fault = Fault { vector: number, error: frame.error, rip: frame.rip };
+        println!("probe: stray exception {fault}, rsp {:#x}, cr2 {:#x}", frame.rsp, cpu::cr2());
+        crate::machine::power_off();
+    }
+    CAUGHT.store(true, Relaxed);
+    CAUGHT_VECTOR.store(frame.vector, Relaxed);
+    CAUGHT_ERROR.store(frame.error, Relaxed);
+    CAUGHT_RIP.store(frame.rip, Relaxed);
+    frame.rip = target;
+    frame.rflags &= !RFLAGS_TF;
+    // A fault in ring 3, or with another code segment, still goes on in ring 0.
+    frame.cs = u64::from(selector::KERNEL_CODE);
+    frame.ss = u64::from(selector::KERNEL_DATA);
+}
+
+// The stubs: one each 16 bytes. Vectors whose exceptions push an error code: 8, 10 to 14, 17, 21, 29, 30.
+global_asm!(
+    r#"
+    .section .text.stubs, "ax"
+    .balign 16
+    .globl probe_stubs
+probe_stubs:
+    .Lprobe_i = 0
+    .rept 256
+    .balign 16
+    .if .Lprobe_i >= 32 || ((0x60227d00 >> .Lprobe_i) & 1) == 0
+    pushq $0
+    .endif
+    pushq $.Lprobe_i
+    jmp 1f
+    .Lprobe_i = .Lprobe_i + 1
+    .endr
+1:  pushq %rax
+    pushq %rcx
+    pushq %rdx
+    pushq %rbx
+    pushq %rbp
+    pushq %rsi
+    pushq %rdi
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, %rdi
+    cld
+    call {handler}
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %r11
+    popq %r10
+    popq %r9
+    popq %r8
+    popq %rdi
+    popq %rsi
+    popq %rbp
+    popq %rbx
+    popq %rdx
+    popq %rcx
+    popq %rax
+    addq $16, %rsp
+    iretq
+
+    /* u64 probe_guarded(void (*function)(void *), void *argument): 0, or 1 after an exception nobody waited for. */
+    .globl probe_guarded
+probe_guarded:
+    pushq %rbx
+    pushq %rbp
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    subq $8, %rsp
+    movq %rsp, PROBE_GUARD(%rip)
+    movq %rdi, %rax
+    movq %rsi, %rdi
+    call *%rax
+    xorl %eax, %eax
+    jmp 2f
+    .globl probe_guard_unwind
+probe_guard_unwind:
+    movq PROBE_GUARD(%rip), %rsp
+    movl $1, %eax
+2:  movq $0, PROBE_GUARD(%rip)
+    addq $8, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbp
+    popq %rbx
+    ret
+    "#,
+    handler = sym on_exception,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    static probe_stubs: [[u8; 16]; 256];
+    fn probe_guarded(function: extern "C" fn(*mut u8), argument: *mut u8) -> u64;
+    fn probe_guard_unwind();
+}
+
+fn guard_address() -> u64 {
+    probe_guard_unwind as *const () as u64
+}
+
+/// Calls `function`; gives the exception that ended it, if one did that nobody waited for.
+pub fn guarded<F: FnMut()>(mut function: F) -> Option<Fault> {
+    extern "C" fn call<F: FnMut()>(argument: *mut u8) {
+        // SAFETY: `argument` is the closure below, which outlives the call.
+        let function = unsafe { &mut *argument.cast::<F>() };
+        function();
+    }
+    // SAFETY: the closure outlives the call; when an exception ends it, the stack is unwound to here without running
+    // destructors, of which the checks have none that matter.
+    let ended = unsafe { probe_guarded(call::<F>, (&raw mut function).cast()) };
+    if ended == 0 {
+        return None;
+    }
+    take_fault()
+}
+
+/// A descriptor table that the CPU and the checks write.
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub struct CpuTable<const N: usize>(UnsafeCell<[u64; N]>);
+
+// SAFETY: the probe runs on one CPU.
+unsafe impl<const N: usize> Sync for CpuTable<N> {}
+
+impl<const N: usize> CpuTable<N> {
+    const fn new(values: [u64; N]) -> Self {
+        Self(UnsafeCell::new(values))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.0.get() as u64
+    }
+
+    /// Sets a word.
+    pub fn set(&self, index: usize, value: u64) {
+        if index < N {
+            // SAFETY: in bounds, and nobody holds a reference into it.
+            unsafe { self.0.get().cast::<u64>().add(index).write_volatile(value) }
+        }
+    }
+
+    /// Reads a word; 0 behind the end.
+    #[must_use]
+    pub fn get(&self, index: usize) -> u64 {
+        if index < N {
+            // SAFETY: as in `set`.
+            unsafe { self.0.get().cast::<u64>().add(index).read_volatile() }
+        } else {
+            0
+        }
+    }
+}
+
+/// The GDT, by [`selector`].
+pub static GDT: CpuTable<9> = CpuTable::new([
+    0,
+    0x00af_9b00_0000_ffff,
+    0x00cf_9300_0000_ffff,
+    0x00af_fb00_0000_ffff,
+    0x00cf_f300_0000_ffff,
+    0x00cf_9b00_0000_ffff,
+    0x00cf_fb00_0000_ffff,
+    0,
+    0,
+]);
+
+/// The IDT, two words a vector.
+pub static IDT: CpuTable<512> = CpuTable::new([0; 512]);
+
+/// The task state segment (APM vol. 2, 12.2.5), 104 bytes; fields lie at odd multiples of four.
+pub static TSS: CpuTable<14> = CpuTable::new([0; 14]);
+
+/// Stack for #DF and for entries from ring 3.
+static OTHER_STACKS: CpuTable<2048> = CpuTable::new([0; 2048]);
+
+/// GDTR and IDTR as LGDT and LIDT read them.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub struct TablePointer {
+    /// Last byte.
+    pub limit: u16,
+    /// First byte.
+    pub base: u64,
+}
+
+/// An interrupt gate to `address` in 64-bit code (APM vol. 2, 4.8.4).
+#[must_use]
+pub const fn gate(address: u64, stack: u64, privilege: u64) -> [u64; 2] {
+    let low = address & 0xffff | 0x08 << 16 | stack << 32 | 0x8e00 << 32 | privilege << 45 | (address >> 16 & 0xffff) << 48;
+    [low, address >> 32]
+}
+
+/// The address of a vector's entry stub.
+#[must_use]
+pub fn stub(vector: u8) -> u64 {
+    // SAFETY: the stubs exist for all 256 vectors; only an address is taken.
+    unsafe { (&raw const probe_stubs).cast::<[u8; 16]>().add(usize::from(vector)) as u64 }
+}
+
+/// Points every vector to its stub.
+pub fn fill_idt() {
+    for vector in 0..=u8::MAX {
+        let stack = u64::from(vector == vector::DF);
+        let privilege = if vector == vector::BP { 3 } else { 0 };
+        let [low, high] = gate(stub(vector), stack, privilege);
+        IDT.set(usize::from(vector) * 2, low);
+        IDT.set(usize::from(vector) * 2 + 1, high);
+    }
+}
+
+/// Sets GDT, TSS and IDT up, and loads them.
+pub fn install() {
+    let tss = TSS.address();
+    GDT.set(7, 103 | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56);
+    GDT.set(8, tss >> 32);
+    let stacks = OTHER_STACKS.address();
+    // RSP0 at byte 4 and IST1 at byte 36: each straddles two words, and lies below 4 GiB.
+    TSS.set(0, (stacks + 8192) << 32);
+    TSS.set(4, (stacks + 16384) << 32);
+    TSS.set(12, 104 << 48);
+    fill_idt();
+    let gdtr = TablePointer { limit: 71, base: GDT.address() };
+    load_idt(TablePointer { limit: 4095, base: IDT.address() });
+    // SAFETY: the tables are complete, and the selectors are those of the tables that the entry code loaded.
+    unsafe {
+        asm!(
+            "lgdt [{gdtr}]",
+            "push {code}",
+            "lea {scratch}, [rip + 2f]",
+            "push {scratch}",
+            "retfq",
+            "2:",
+            "mov ss, {data:e}",
+            "mov ds, {data:e}",
+            "mov es, {data:e}",
+            "ltr {tss:x}",
+            gdtr = in(reg) &raw const gdtr,
+            code = in(reg) u64::from(selector::KERNEL_CODE),
+            data = in(reg) u64::from(selector::KERNEL_DATA),
+            tss = in(reg) u64::from(selector::TSS),
+            scratch = out(reg) _,
+        );
+    }
+}
+
+/// LIDT.
+pub fn load_idt(pointer: TablePointer) {
+    // SAFETY: the caller's table is what exceptions go to; checks that break it on purpose restore it.
+    unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(nostack, preserves_flags)) }
+}

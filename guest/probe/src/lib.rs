@@ -1,0 +1,36 @@
+//! covisor's probe guest: a bare 64-bit kernel that looks at an engine from inside.
+//!
+//! It is one ELF file with a PVH note, so it boots in covisor, in QEMU (`-kernel`) and in the small KVM program of
+//! `tests/kvm-bench`: the same checks and the same measurements run on all of them. The command line says what to do:
+//!
+//! * `test=all` (or nothing): every check of [`checks::ALL`]; `test=NAME,NAME` only these;
+//! * `test=bench`: what exits cost ([`bench`]);
+//! * `test=entry`: only the time stamp counter at the first instruction;
+//! * `test=NAME` of [`hostile::ALL`]: something that a guest must not get away with.
+//!
+//! Modules are layered: [`cpu`], [`port`] wrap instructions; [`exception`] catches what they raise; [`apic`], [`pci`] are
+//! the devices that checks need; [`report`] prints results.
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+#[macro_use]
+pub mod serial;
+#[macro_use]
+pub mod exception;
+pub mod apic;
+pub mod bench;
+#[cfg(target_os = "none")]
+pub mod boot;
+pub mod checks;
+pub mod cmdline;
+pub mod cpu;
+pub mod hostile;
+pub mod layout;
+pub mod machine;
+pub mod pci;
+pub mod port;
+pub mod report;
+pub mod rng;
+pub mod start;
