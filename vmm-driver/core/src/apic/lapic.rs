@@ -1,0 +1,595 @@
+//! A vCPU's local APIC (Intel SDM vol. 3, chapter 11; AMD APM vol. 2, chapter 16): xAPIC and x2APIC over the same
+//! registers.
+//!
+//! A state machine without clock, lock or host: the vCPU's thread owns it, tells it the time, and does what the
+//! returned [`Effect`] says. What other threads have for it lies in the vCPU's [`Inbox`].
+
+use covisor_abi::LOCAL_APIC_BASE;
+
+use super::inbox::Identity;
+use super::inbox::Inbox;
+use super::inbox::Mode;
+use super::inbox::Signals;
+use super::message::Delivery;
+use super::message::Destination;
+use super::message::Message;
+use super::registers::Command;
+use super::registers::FIRST_VECTOR;
+use super::registers::FLAT;
+use super::registers::IN_SERVICE;
+use super::registers::Lvt;
+use super::registers::REQUEST;
+use super::registers::REQUEST_END;
+use super::registers::Register;
+use super::registers::TRIGGER_MODE;
+use super::registers::VERSION;
+use super::registers::apic_base;
+use super::registers::error;
+use super::registers::spurious;
+use super::timer::Timer;
+use super::timer::TimerMode;
+use super::vectors::Vectors;
+use crate::exit::Exception;
+
+/// First x2APIC MSR.
+pub const X2APIC_FIRST_MSR: u32 = 0x800;
+/// Last x2APIC MSR.
+pub const X2APIC_LAST_MSR: u32 = 0x8ff;
+
+/// What is left to do after a register was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Effect {
+    /// Nothing; look for an interrupt to deliver as always.
+    None,
+    /// The task priority changed: hand [`LocalApic::task_priority`] to the vCPU's CR8.
+    TaskPriority,
+    /// The EOI of a level-triggered interrupt: tell the I/O APIC.
+    EndOfInterrupt(u8),
+    /// Send this to other vCPUs, or to this one through its inbox.
+    Ipi(Message),
+    /// [`LocalApic::deadline`] may have changed.
+    Timer,
+    /// [`LocalApic::identity`] may have changed, so publish it; and deadline and task priority may have, too.
+    Identity,
+}
+
+/// A local APIC.
+#[derive(Clone, Debug)]
+pub struct LocalApic {
+    irr: Vectors,
+    isr: Vectors,
+    tmr: Vectors,
+    task_priority: u8,
+    mode: Mode,
+    id: u32,
+    bootstrap: bool,
+    spurious: u32,
+    logical: u32,
+    format: u32,
+    command: Command,
+    /// Thermal, performance, LINT0, LINT1.
+    sources: [Lvt; 4],
+    lvt_timer: Lvt,
+    lvt_error: Lvt,
+    /// The error status register, and what it takes over when it is written.
+    error: u32,
+    error_next: u32,
+    timer: Timer,
+}
+
+impl LocalApic {
+    /// After power-up: xAPIC mode, disabled by software. `id` is the vCPU's number; vCPU 0 boots. `tsc_khz` is the rate
+    /// of the host's time stamp counter, `tsc_offset` what the guest's has more.
+    #[must_use]
+    pub fn new(id: u32, tsc_khz: u32, tsc_offset: u64) -> Self {
+        Self {
+            irr: Vectors::EMPTY,
+            isr: Vectors::EMPTY,
+            tmr: Vectors::EMPTY,
+            task_priority: 0,
+            mode: Mode::Xapic,
+            id,
+            bootstrap: id == 0,
+            spurious: spurious::RESET,
+            logical: 0,
+            format: FLAT,
+            command: Command(0),
+            sources: [Lvt::RESET; 4],
+            lvt_timer: Lvt::RESET,
+            lvt_error: Lvt::RESET,
+            error: 0,
+            error_next: 0,
+            timer: Timer::new(tsc_khz, tsc_offset),
+        }
+    }
+
+    /// INIT: all registers but id and `IA32_APIC_BASE` as after power-up (SDM vol. 3, 11.4.7.3). Publish the identity
+    /// after it.
+    pub fn init(&mut self) {
+        self.irr = Vectors::EMPTY;
+        self.isr = Vectors::EMPTY;
+        self.tmr = Vectors::EMPTY;
+        self.task_priority = 0;
+        self.spurious = spurious::RESET;
+        self.logical = 0;
+        self.format = FLAT;
+        self.command = Command(0);
+        self.sources = [Lvt::RESET; 4];
+        self.lvt_timer = Lvt::RESET;
+        self.lvt_error = Lvt::RESET;
+        self.error = 0;
+        self.error_next = 0;
+        self.timer.reset();
+    }
+
+    /// How other vCPUs and devices address it.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        let cluster = self.format >> 28 == 0;
+        Identity { mode: self.mode, logical: self.logical_destination(), cluster, enabled: self.enabled() }
+    }
+
+    /// Its mode.
+    #[must_use]
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whether it takes interrupts with vectors.
+    const fn enabled(&self) -> bool {
+        self.spurious & spurious::ENABLED != 0 && !matches!(self.mode, Mode::Disabled)
+    }
+
+    // Delivery.
+
+    /// Takes over what other threads posted: interrupts into IRR, the rest to the caller.
+    #[inline]
+    pub fn drain(&mut self, inbox: &Inbox) -> Signals {
+        let enabled = self.enabled();
+        let mut illegal = false;
+        let signals = inbox.take(|word, posted, level| {
+            let mut posted = if enabled { posted } else { 0 };
+            if word == 0 {
+                let below = (1 << FIRST_VECTOR) - 1;
+                illegal |= posted & below != 0;
+                posted &= !below;
+            }
+            self.irr.assign(word, posted, posted);
+            self.tmr.assign(word, posted, level);
+        });
+        if illegal {
+            self.record(error::RECEIVE_ILLEGAL_VECTOR);
+        }
+        signals
+    }
+
+    /// Whether an interrupt is requested at all, be it deliverable or not.
+    #[inline]
+    #[must_use]
+    pub const fn is_quiet(&self) -> bool {
+        self.irr.is_empty()
+    }
+
+    /// The interrupt to deliver now: the highest one requested, where its priority class is above the processor's.
+    #[inline]
+    #[must_use]
+    pub fn highest(&self) -> Option<u8> {
+        let vector = self.irr.highest()?;
+        (vector >> 4 > self.processor_priority() >> 4).then_some(vector)
+    }
+
+    /// The interrupt that waits only for the task priority to fall below its class, for engines that have to be told to
+    /// watch CR8.
+    #[must_use]
+    pub fn held_by_task_priority(&self) -> Option<u8> {
+        let vector = self.irr.highest()?;
+        let class = vector >> 4;
+        let in_service = self.isr.highest().unwrap_or(0) >> 4;
+        (class > in_service && class <= self.task_priority >> 4).then_some(vector)
+    }
+
+    /// The CPU takes the interrupt that [`LocalApic::highest`] named: from requested to in service.
+    #[inline]
+    pub fn accept(&mut self, vector: u8) {
+        self.irr.remove(vector);
+        self.isr.insert(vector);
+    }
+
+    /// End of interrupt. The vector of a level-triggered one is for the I/O APIC.
+    #[inline]
+    pub fn end_of_interrupt(&mut self) -> Option<u8> {
+        let vector = self.isr.highest()?;
+        self.isr.remove(vector);
+        self.tmr.contains(vector).then_some(vector)
+    }
+
+    /// Requests an edge-triggered interrupt of the APIC's own.
+    fn request(&mut self, vector: u8) {
+        if vector < FIRST_VECTOR {
+            self.record(error::RECEIVE_ILLEGAL_VECTOR);
+        } else if self.enabled() {
+            self.tmr.remove(vector);
+            self.irr.insert(vector);
+        }
+    }
+
+    /// Notes an error, and raises the error interrupt where it is new.
+    fn record(&mut self, bit: u32) {
+        if self.error_next & bit == 0 {
+            self.error_next |= bit;
+            let vector = self.lvt_error.vector();
+            if !self.lvt_error.masked() && vector >= FIRST_VECTOR && self.enabled() {
+                self.tmr.remove(vector);
+                self.irr.insert(vector);
+            }
+        }
+    }
+
+    // Priorities.
+
+    /// The task priority's class, as CR8 has it.
+    #[inline]
+    #[must_use]
+    pub const fn task_priority(&self) -> u8 {
+        self.task_priority >> 4
+    }
+
+    /// Takes over CR8, 0 to 15; a sub-class that the guest set in the register stays where the class is the same.
+    #[inline]
+    pub const fn set_task_priority(&mut self, class: u8) {
+        if self.task_priority >> 4 != class & 0xf {
+            self.task_priority = class << 4;
+        }
+    }
+
+    /// The processor priority (SDM vol. 3, 11.8.3.1).
+    #[inline]
+    fn processor_priority(&self) -> u8 {
+        let in_service = self.isr.highest().unwrap_or(0) & 0xf0;
+        if self.task_priority & 0xf0 >= in_service { self.task_priority } else { in_service }
+    }
+
+    // Timer.
+
+    /// When the run loop has to call [`LocalApic::expire`], in counts of the host's time stamp counter.
+    #[inline]
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        self.timer.deadline()
+    }
+
+    /// Raises the timer's interrupt if it is time.
+    #[inline]
+    pub fn expire(&mut self, now: u64) {
+        if self.timer.expire(now) {
+            self.request(self.lvt_timer.vector());
+        }
+    }
+
+    /// `IA32_TSC_DEADLINE`.
+    #[inline]
+    #[must_use]
+    pub const fn tsc_deadline(&self) -> u64 {
+        self.timer.tsc_deadline()
+    }
+
+    /// Writes `IA32_TSC_DEADLINE`; a value in the past raises the interrupt at once.
+    #[inline]
+    pub fn set_tsc_deadline(&mut self, value: u64, now: u64) -> Effect {
+        self.timer.set_tsc_deadline(value, now);
+        self.expire(now);
+        Effect::Timer
+    }
+
+    /// The guest's time stamp counter was moved.
+    pub fn set_tsc_offset(&mut self, offset: u64, now: u64) {
+        self.timer.set_tsc_offset(offset, now);
+    }
+
+    // IA32_APIC_BASE.
+
+    /// `IA32_APIC_BASE`.
+    #[must_use]
+    pub const fn base(&self) -> u64 {
+        let mode = match self.mode {
+            Mode::Disabled => 0,
+            Mode::Xapic => apic_base::ENABLED,
+            Mode::X2apic => apic_base::ENABLED | apic_base::EXTENDED,
+        };
+        LOCAL_APIC_BASE | mode | if self.bootstrap { apic_base::BOOTSTRAP } else { 0 }
+    }
+
+    /// Writes `IA32_APIC_BASE` (SDM vol. 3, figure 11-27): x2APIC is entered from xAPIC and left to disabled only. The
+    /// registers stay at their address, and the bootstrap flag stays as it is.
+    ///
+    /// # Errors
+    /// #GP for reserved bits, another address, or a change of mode that does not exist.
+    pub fn set_base(&mut self, value: u64) -> Result<Effect, Exception> {
+        let flags = apic_base::BOOTSTRAP | apic_base::EXTENDED | apic_base::ENABLED;
+        if value & !flags != LOCAL_APIC_BASE {
+            return Err(Exception::GENERAL_PROTECTION);
+        }
+        let wanted = match (value & apic_base::ENABLED != 0, value & apic_base::EXTENDED != 0) {
+            (false, false) => Mode::Disabled,
+            (true, false) => Mode::Xapic,
+            (true, true) => Mode::X2apic,
+            (false, true) => return Err(Exception::GENERAL_PROTECTION),
+        };
+        match (self.mode, wanted) {
+            (from, to) if from == to => return Ok(Effect::None),
+            (Mode::X2apic, Mode::Xapic) | (Mode::Disabled, Mode::X2apic) => return Err(Exception::GENERAL_PROTECTION),
+            (_, Mode::Disabled) => self.init(),
+            _ => {}
+        }
+        self.mode = wanted;
+        Ok(Effect::Identity)
+    }
+
+    // Registers by way of memory (xAPIC).
+
+    /// Reads `size` bytes at `offset` in the APIC's page. Ones where the APIC has no registers in memory; 0 for what
+    /// lies beside a register.
+    #[must_use]
+    pub fn read_memory(&mut self, offset: u64, size: u8, now: u64) -> u64 {
+        if self.mode != Mode::Xapic {
+            return u64::MAX;
+        }
+        let within = offset & 0xf;
+        if within + u64::from(size.min(4)) > 4 {
+            return 0;
+        }
+        u64::from(self.read_xapic(number(offset), now)) >> (within * 8)
+    }
+
+    /// Writes to the APIC's page: 32 bits (or the lower half of 64) to the start of a register; all else is ignored.
+    pub fn write_memory(&mut self, offset: u64, size: u8, value: u64, now: u64) -> Effect {
+        if self.mode != Mode::Xapic || offset & 0xf != 0 || size < 4 {
+            return Effect::None;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "registers have 32 bits")]
+        let value = value as u32;
+        match Register::from_number(number(offset)) {
+            Some(Register::SelfIpi) | None => {
+                self.record(error::ILLEGAL_REGISTER);
+                Effect::None
+            }
+            Some(register) => match register.writable() {
+                Some(writable) => self.write(register, value & writable, now),
+                None => Effect::None,
+            },
+        }
+    }
+
+    fn read_xapic(&mut self, number: u32, now: u64) -> u32 {
+        match Register::from_number(number) {
+            Some(Register::Id) => self.id << 24,
+            Some(Register::EndOfInterrupt | Register::ArbitrationPriority | Register::RemoteRead) => 0,
+            Some(Register::CommandHigh) => self.command.high(),
+            Some(Register::SelfIpi) | None if !(IN_SERVICE..REQUEST_END).contains(&number) => {
+                self.record(error::ILLEGAL_REGISTER);
+                0
+            }
+            _ => self.read(number, now).unwrap_or(0),
+        }
+    }
+
+    // Registers as MSRs (x2APIC).
+
+    /// Reads an x2APIC MSR; `None` for #GP (SDM vol. 3, table 11-6).
+    #[inline]
+    #[must_use]
+    pub fn read_msr(&self, index: u32, now: u64) -> Option<u64> {
+        if self.mode != Mode::X2apic {
+            return None;
+        }
+        let number = index.wrapping_sub(X2APIC_FIRST_MSR);
+        match Register::from_number(number) {
+            Some(Register::Id) => Some(u64::from(self.id)),
+            Some(Register::Command) => Some(self.command.0),
+            _ => self.read(number, now).map(u64::from),
+        }
+    }
+
+    /// Writes an x2APIC MSR.
+    ///
+    /// # Errors
+    /// #GP for reserved bits, read-only registers and registers that do not exist.
+    #[inline]
+    pub fn write_msr(&mut self, index: u32, value: u64, now: u64) -> Result<Effect, Exception> {
+        if self.mode != Mode::X2apic {
+            return Err(Exception::GENERAL_PROTECTION);
+        }
+        let register = Register::from_number(index.wrapping_sub(X2APIC_FIRST_MSR)).ok_or(Exception::GENERAL_PROTECTION)?;
+        let low = value & u64::from(u32::MAX);
+        let writable = match register {
+            Register::LogicalDestination | Register::DestinationFormat | Register::CommandHigh => None,
+            _ => register.writable(),
+        };
+        let writable = u64::from(writable.ok_or(Exception::GENERAL_PROTECTION)?);
+        if register == Register::Command {
+            if low & !writable != 0 {
+                return Err(Exception::GENERAL_PROTECTION);
+            }
+            self.command = Command(value);
+            return Ok(self.send());
+        }
+        if value & !writable != 0 {
+            return Err(Exception::GENERAL_PROTECTION);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "the upper half is 0")]
+        let value = low as u32;
+        Ok(self.write(register, value, now))
+    }
+
+    // Registers.
+
+    /// Reads what both modes have alike; `None` for what cannot be read, or has a form of its own in each mode.
+    fn read(&self, number: u32, now: u64) -> Option<u32> {
+        let part = |first: u32| (number - first) as usize;
+        match number {
+            IN_SERVICE..TRIGGER_MODE => return Some(self.isr.part(part(IN_SERVICE))),
+            TRIGGER_MODE..REQUEST => return Some(self.tmr.part(part(TRIGGER_MODE))),
+            REQUEST..REQUEST_END => return Some(self.irr.part(part(REQUEST))),
+            _ => {}
+        }
+        Some(match Register::from_number(number)? {
+            Register::Version => VERSION,
+            Register::TaskPriority => u32::from(self.task_priority),
+            Register::ProcessorPriority => u32::from(self.processor_priority()),
+            Register::LogicalDestination => self.logical_destination(),
+            Register::DestinationFormat if self.mode == Mode::Xapic => self.format,
+            Register::Spurious => self.spurious,
+            Register::ErrorStatus => self.error,
+            Register::Command => self.command.low(),
+            Register::LvtTimer => self.lvt_timer.0,
+            Register::LvtThermal => self.sources[0].0,
+            Register::LvtPerformance => self.sources[1].0,
+            Register::LvtLint0 => self.sources[2].0,
+            Register::LvtLint1 => self.sources[3].0,
+            Register::LvtError => self.lvt_error.0,
+            Register::InitialCount => self.timer.initial(),
+            Register::CurrentCount => self.timer.current(now),
+            Register::Divide => self.timer.divide(),
+            Register::Id
+            | Register::DestinationFormat
+            | Register::CommandHigh
+            | Register::ArbitrationPriority
+            | Register::RemoteRead
+            | Register::EndOfInterrupt
+            | Register::SelfIpi => return None,
+        })
+    }
+
+    /// Writes a register that the mode has, with bits that it has.
+    fn write(&mut self, register: Register, value: u32, now: u64) -> Effect {
+        match register {
+            Register::EndOfInterrupt => return self.end_of_interrupt().map_or(Effect::None, Effect::EndOfInterrupt),
+            Register::TaskPriority => {
+                self.task_priority = value.to_le_bytes()[0];
+                return Effect::TaskPriority;
+            }
+            Register::SelfIpi => self.send_to_self(value.to_le_bytes()[0]),
+            Register::LogicalDestination => {
+                self.logical = value;
+                return Effect::Identity;
+            }
+            Register::DestinationFormat => {
+                self.format = value | 0x0fff_ffff;
+                return Effect::Identity;
+            }
+            Register::Spurious => {
+                self.set_spurious(value, now);
+                return Effect::Identity;
+            }
+            Register::ErrorStatus => {
+                self.error = self.error_next;
+                self.error_next = 0;
+            }
+            Register::CommandHigh => {
+                self.command = Command(u64::from(self.command.low()) | u64::from(value) << 32);
+            }
+            Register::Command => {
+                self.command = Command(u64::from(self.command.high()) << 32 | u64::from(value));
+                return self.send();
+            }
+            Register::LvtTimer => {
+                self.set_lvt_timer(value, now);
+                return Effect::Timer;
+            }
+            Register::LvtThermal => self.sources[0] = self.lvt(value),
+            Register::LvtPerformance => self.sources[1] = self.lvt(value),
+            Register::LvtLint0 => self.sources[2] = self.lvt(value),
+            Register::LvtLint1 => self.sources[3] = self.lvt(value),
+            Register::LvtError => self.lvt_error = self.lvt(value),
+            Register::InitialCount => {
+                self.expire(now);
+                self.timer.set_initial(value, now);
+                return Effect::Timer;
+            }
+            Register::Divide => {
+                self.expire(now);
+                self.timer.set_divide(value, now);
+                return Effect::Timer;
+            }
+            Register::Id
+            | Register::Version
+            | Register::ArbitrationPriority
+            | Register::ProcessorPriority
+            | Register::RemoteRead
+            | Register::CurrentCount => {}
+        }
+        Effect::None
+    }
+
+    /// An LVT entry's value as it is stored: masked while software has disabled the APIC (SDM vol. 3, 11.4.7.2).
+    const fn lvt(&self, value: u32) -> Lvt {
+        let forced = if self.spurious & spurious::ENABLED == 0 { Lvt::MASKED } else { 0 };
+        Lvt(value & !Lvt::READ_ONLY | forced)
+    }
+
+    fn set_lvt_timer(&mut self, value: u32, now: u64) {
+        self.expire(now);
+        self.lvt_timer = self.lvt(value);
+        self.timer.set_mode(TimerMode::from_bits(self.lvt_timer.timer_mode()), self.lvt_timer.masked());
+    }
+
+    fn set_spurious(&mut self, value: u32, now: u64) {
+        self.spurious = value;
+        if value & spurious::ENABLED == 0 {
+            for source in &mut self.sources {
+                source.0 |= Lvt::MASKED;
+            }
+            self.lvt_error.0 |= Lvt::MASKED;
+            self.set_lvt_timer(self.lvt_timer.0, now);
+        }
+    }
+
+    /// The logical destination register; x2APIC derives it from the id (SDM vol. 3, 11.12.10.2).
+    const fn logical_destination(&self) -> u32 {
+        match self.mode {
+            Mode::X2apic => (self.id >> 4) << 16 | 1 << (self.id & 0xf),
+            Mode::Xapic | Mode::Disabled => self.logical,
+        }
+    }
+
+    // Interprocessor interrupts.
+
+    /// Sends what the command register says.
+    fn send(&mut self) -> Effect {
+        let command = self.command;
+        let Some(delivery) = Delivery::from_code(command.delivery()) else { return Effect::None };
+        if delivery == Delivery::Init && command.is_deassert() {
+            return Effect::None;
+        }
+        if !delivery.takes(command.vector()) {
+            self.record(error::SEND_ILLEGAL_VECTOR);
+            return Effect::None;
+        }
+        let destination = match command.shorthand() {
+            1 => Destination::Physical(self.id),
+            2 => Destination::All,
+            3 => Destination::Others,
+            _ if self.mode == Mode::X2apic => Destination::from_word(command.high(), command.logical()),
+            _ => Destination::from_byte(command.high().to_le_bytes()[3], command.logical()),
+        };
+        if destination == Destination::Physical(self.id) && matches!(delivery, Delivery::Fixed | Delivery::LowestPriority) {
+            self.request(command.vector());
+            return Effect::None;
+        }
+        Effect::Ipi(Message { destination, delivery, vector: command.vector(), level: false })
+    }
+
+    fn send_to_self(&mut self, vector: u8) {
+        if vector < FIRST_VECTOR {
+            self.record(error::SEND_ILLEGAL_VECTOR);
+        } else {
+            self.request(vector);
+        }
+    }
+}
+
+/// The register's number from its offset in the page.
+const fn number(offset: u64) -> u32 {
+    (offset >> 4 & 0xff) as u32
+}

@@ -1,0 +1,25 @@
+//! The interrupt controllers: each vCPU's local APIC, the I/O APIC, and message-signalled interrupts.
+
+mod inbox;
+mod lapic;
+mod message;
+pub mod registers;
+mod timer;
+mod vectors;
+
+#[cfg(test)]
+mod lapic_tests;
+
+pub use inbox::Identity;
+pub use inbox::Inbox;
+pub use inbox::Mode;
+pub use inbox::Signals;
+pub use lapic::Effect;
+pub use lapic::LocalApic;
+pub use lapic::X2APIC_FIRST_MSR;
+pub use lapic::X2APIC_LAST_MSR;
+pub use message::Delivery;
+pub use message::Destination;
+pub use message::Message;
+pub use timer::BUS_KHZ;
+pub use timer::MIN_PERIOD_NS;
