@@ -1,11 +1,14 @@
 //! Building the programs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use clap::{Args, ValueEnum};
 use covisor_guest_images::command::Cmd;
 
 use crate::env::Env;
 use crate::error::Result;
+use crate::host::HostKernel;
+use crate::{driver, images, probe, setup};
 
 /// The user-space target; named, so that flags for it do not reach build scripts.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -16,23 +19,10 @@ fn static_program(env: &Env, package: &str, binary: &str) -> Result<PathBuf> {
     // A folder of its own: other flags than cargo's default would throw out the default's results.
     let target = env.cargo_target.join("static");
     Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args([
-            "build",
-            "--release",
-            "--locked",
-            "--package",
-            package,
-            "--bin",
-            binary,
-            "--target",
-            TARGET,
-        ])
+        .args(["build", "--release", "--locked", "--package", package, "--bin", binary, "--target", TARGET])
         .arg("--target-dir")
         .arg(&target)
-        .env(
-            "RUSTFLAGS",
-            "-C target-feature=+crt-static -C strip=symbols",
-        )
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .dir(&env.root)
         .run(&step)?;
@@ -54,4 +44,53 @@ pub fn agent(env: &Env) -> Result<PathBuf> {
 /// When it does not compile.
 pub fn loader(env: &Env) -> Result<PathBuf> {
     static_program(env, "covisor", "covisor")
+}
+
+/// A part of what is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The program `covisor`.
+    Loader,
+    /// The Linux driver.
+    Driver,
+    /// The probe guest.
+    Probe,
+    /// The `mini` guest's initramfs.
+    Mini,
+    /// The `debian` guest's disk image, kernels and initrds.
+    Debian,
+}
+
+/// Arguments of `cargo xtask build`.
+#[derive(Debug, Default, Args)]
+pub struct BuildArgs {
+    /// What to build; everything when not given.
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+}
+
+/// Builds what is asked for and says where it is: `cargo xtask build`.
+///
+/// # Errors
+/// When something does not build.
+pub fn run(env: &Env, args: &BuildArgs) -> Result<()> {
+    setup::ensure(env)?;
+    let parts = if args.parts.is_empty() { Part::value_variants() } else { &args.parts };
+    let say = |what: &str, path: &Path| env.progress.say(&format!("{what}: {}", path.display()));
+    for part in parts {
+        match part {
+            Part::Loader => say("covisor", &loader(env)?),
+            Part::Driver => say("driver", &driver::build_linux_module(env, &HostKernel::find(env)?.headers)?),
+            Part::Probe => say("probe guest", &probe::build_probe(env)?),
+            Part::Mini => say("mini guest's initramfs", &images::mini(env, &images::default_kernel(env)?)?),
+            Part::Debian => {
+                let debian = images::debian(env)?;
+                say("debian guest's disk", &debian.image);
+                for kernel in &debian.kernels {
+                    say("debian guest's kernel", &kernel.vmlinuz);
+                }
+            }
+        }
+    }
+    Ok(())
 }

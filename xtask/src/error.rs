@@ -45,9 +45,7 @@ pub enum Error {
     Agent(String),
 
     /// The test machine took too long.
-    #[error(
-        "the test machine did not finish `{what}` within {seconds} s; its console's last lines:\n{log}"
-    )]
+    #[error("the test machine did not finish `{what}` within {seconds} s; its console's last lines:\n{log}")]
     RigLate {
         /// What it was doing.
         what: String,
@@ -58,9 +56,7 @@ pub enum Error {
     },
 
     /// The test machine ended in the middle.
-    #[error(
-        "the test machine ended by itself; QEMU's messages:\n{messages}\nits console's last lines:\n{log}"
-    )]
+    #[error("the test machine ended by itself; QEMU's messages:\n{messages}\nits console's last lines:\n{log}")]
     RigDied {
         /// What QEMU said.
         messages: String,
@@ -73,5 +69,33 @@ pub enum Error {
     Terminal {
         /// Why.
         source: std::io::Error,
+    },
+
+    /// This machine is no Debian.
+    #[error(
+        "this machine has no dpkg and apt-get: the build and the test machine are made from Debian 12's packages, so run this on Debian 12 or in a container of it"
+    )]
+    NotDebian,
+
+    /// Packages are missing and this is not root.
+    #[error("these packages are missing, and only root can install them; type:\n  {command}")]
+    NeedsPackages {
+        /// What installs them.
+        command: String,
+    },
+
+    /// A file that the user named is not there.
+    #[error("there is no file {}", .0.display())]
+    NoSuchFile(std::path::PathBuf),
+
+    /// The Debian image has no initrd for the user's kernel.
+    #[error(
+        "the Debian image has no initrd for the kernel {version}, only for {known}: name the kernel's own with --initrd FILE"
+    )]
+    NoInitrd {
+        /// The kernel's version.
+        version: String,
+        /// The versions that it has.
+        known: String,
     },
 }

@@ -8,8 +8,13 @@ pub mod env;
 pub mod error;
 pub mod host;
 pub mod host_shell;
+pub mod images;
 pub mod probe;
 pub mod rig;
+pub mod run;
+pub mod scenario;
+pub mod setup;
+pub mod test;
 pub mod toolchain;
 
 pub use env::Env;

@@ -7,12 +7,7 @@ use xtask::{Env, Error};
 
 /// Builds, runs, tests and measures covisor.
 #[derive(Debug, Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    version,
-    arg_required_else_help = true
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -20,10 +15,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Install what the rest needs, by apt. The other commands do it when they miss something.
+    Setup,
+    /// Build covisor, its driver, the probe guest and the guests' images.
+    #[command(after_help = "Examples:\n  cargo xtask build\n  cargo xtask build loader driver")]
+    Build(xtask::build::BuildArgs),
+    /// Run a guest on covisor, on a test machine with AMD-V.
+    #[command(after_help = "Examples:
+  cargo xtask run                                     Debian on the terminal
+  cargo xtask run --guest mini                        the small guest on the terminal
+  cargo xtask run --guest mini --exec 'uname -a'      one command, its output and its status")]
+    Run(xtask::run::RunArgs),
+    /// Test: formatting, lints, unit tests, end-to-end scenarios.
+    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --unit\n  cargo xtask test rig/")]
+    Test(xtask::test::TestArgs),
+    /// What continuous integration runs: everything that `test` has.
+    Ci,
     /// Start the test machine's host by itself: a shell in it, or one script.
-    #[command(
-        after_help = "Examples:\n  cargo xtask host\n  cargo xtask host -c 'modprobe kvm_amd && dmesg | tail'"
-    )]
+    #[command(after_help = "Examples:\n  cargo xtask host\n  cargo xtask host -c 'modprobe kvm_amd && dmesg | tail'")]
     Host(xtask::host_shell::HostArgs),
     /// Measure, in instructions on the deterministic test machine.
     #[command(after_help = "Examples:\n  cargo xtask bench exits\n  cargo xtask bench boot --json")]
@@ -45,6 +54,11 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<ExitCode, Error> {
     let env = Env::new()?;
     match command {
+        Command::Setup => xtask::setup::run(&env).map(|()| ExitCode::SUCCESS),
+        Command::Build(args) => xtask::build::run(&env, args).map(|()| ExitCode::SUCCESS),
+        Command::Run(args) => xtask::run::run(&env, args),
+        Command::Test(args) => xtask::test::run(&env, args),
+        Command::Ci => xtask::test::run(&env, &xtask::test::TestArgs::default()),
         Command::Host(args) => xtask::host_shell::run(&env, args),
         Command::Bench(args) => xtask::bench::run(&env, args).map(|()| ExitCode::SUCCESS),
     }

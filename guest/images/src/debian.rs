@@ -106,7 +106,7 @@ pub fn build(dir: &Path, kernels: &KernelStore, agent: &Path, progress: Progress
         make_image(dir, &input, &image, &boot, progress)?;
         stamp.set()?;
     }
-    put_agent(dir, &image, agent, &stamp.text)?;
+    put_agent(dir, &image, agent, &stamp.text, progress)?;
     Ok(DebianImage { kernels: input.boot_files(&boot)?, image })
 }
 
@@ -233,14 +233,14 @@ fn run_script(work: &Path, input: &Input, image: &Path, boot: &Path, step: &Step
 
 /// Puts the agent into the image, where it is not this one already. Whoever uses the image now
 /// goes on with the old one.
-fn put_agent(dir: &Path, image: &Path, agent: &Path, image_stamp: &str) -> Result<()> {
+fn put_agent(dir: &Path, image: &Path, agent: &Path, image_stamp: &str, progress: Progress) -> Result<()> {
     let content = fs::read(agent)?;
     let stamp = Stamp::new(dir.join("debian.agent-stamp"), &(image_stamp, content));
     if stamp.is_current() {
         return Ok(());
     }
     let new = dir.join("debian.img.new");
-    let step = Progress::default().step("putting the agent into the Debian image");
+    let step = progress.step("putting the agent into the Debian image");
     Cmd::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(image).arg(&new).run(&step)?;
     let debugfs = find_program("debugfs").unwrap_or_else(|| "debugfs".into());
     let commands = dir.join("debian.debugfs");

@@ -63,11 +63,7 @@ impl Input {
     /// terminal, which is not for a command without one.
     #[must_use]
     pub fn when_not_a_terminal() -> Self {
-        if io::stdin().is_terminal() {
-            Self::Empty
-        } else {
-            Self::Inherit
-        }
+        if io::stdin().is_terminal() { Self::Empty } else { Self::Inherit }
     }
 }
 
@@ -125,19 +121,8 @@ impl Machine {
     pub fn run_with(&mut self, script: &str, input: Input) -> Result<Outcome> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let timeout = self.timeout;
-        let status = self.stream(
-            script,
-            input,
-            timeout,
-            |bytes| stdout.extend(bytes),
-            |bytes| stderr.extend(bytes),
-        )?;
-        Ok(Outcome {
-            status,
-            stdout,
-            stderr,
-            host_log: self.log(),
-        })
+        let status = self.stream(script, input, timeout, |bytes| stdout.extend(bytes), |bytes| stderr.extend(bytes))?;
+        Ok(Outcome { status, stdout, stderr, host_log: self.log() })
     }
 
     /// Runs a script and passes its output on as it comes; returns its status.
@@ -152,9 +137,7 @@ impl Machine {
         mut stdout: impl FnMut(&[u8]),
         mut stderr: impl FnMut(&[u8]),
     ) -> Result<i32> {
-        let deadline = Instant::now()
-            .checked_add(timeout)
-            .unwrap_or_else(far_future);
+        let deadline = Instant::now().checked_add(timeout).unwrap_or_else(far_future);
         self.send(&ToGuest::Exec(script.to_owned()))?;
         let sender = InputSender::start(input, &self.qemu.exec)?;
         let result = loop {
@@ -163,9 +146,7 @@ impl Machine {
                 Heard::Message(ToHost::Stderr(bytes)) => stderr(&bytes),
                 Heard::Message(ToHost::Exit(status)) => break Ok(status),
                 Heard::Message(ToHost::Hello(_)) => {
-                    break Err(Error::Agent(
-                        "it started anew in the middle of a script".to_owned(),
-                    ));
+                    break Err(Error::Agent("it started anew in the middle of a script".to_owned()));
                 }
                 Heard::Nonsense(error) => break Err(Error::Agent(error)),
                 Heard::Closed => break Err(self.died()),
@@ -201,13 +182,9 @@ impl Machine {
         loop {
             match self.hear(Instant::now() + Duration::from_millis(200)) {
                 Heard::Message(ToHost::Exit(status)) => return Ok(status),
-                Heard::Message(ToHost::Stdout(bytes) | ToHost::Stderr(bytes)) => {
-                    terminal::show(&bytes)
-                }
+                Heard::Message(ToHost::Stdout(bytes) | ToHost::Stderr(bytes)) => terminal::show(&bytes),
                 Heard::Message(ToHost::Hello(_)) => {
-                    return Err(Error::Agent(
-                        "it started anew in the middle of a script".to_owned(),
-                    ));
+                    return Err(Error::Agent("it started anew in the middle of a script".to_owned()));
                 }
                 Heard::Nonsense(error) => return Err(Error::Agent(error)),
                 Heard::Closed => {
@@ -235,9 +212,7 @@ impl Machine {
         if self.keeps_disks {
             let status = self.stream("sync", Input::Empty, SYNC_TIMEOUT, |_| {}, |_| {})?;
             if status != 0 {
-                return Err(Error::Agent(format!(
-                    "`sync` in the host failed with status {status}"
-                )));
+                return Err(Error::Agent(format!("`sync` in the host failed with status {status}")));
             }
         }
         self.qemu.stop();
@@ -275,29 +250,20 @@ impl Machine {
                 Ok(0) => return Heard::Closed,
                 Ok(count) => self.unread.extend_from_slice(&buffer[..count]),
                 Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) => {}
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+                }
                 Err(_) => return Heard::Closed,
             }
         }
     }
 
     fn late(&self, what: &str, limit: Duration) -> Error {
-        Error::RigLate {
-            what: first_line(what),
-            seconds: limit.as_secs(),
-            log: self.qemu.console.tail(TAIL_LINES),
-        }
+        Error::RigLate { what: first_line(what), seconds: limit.as_secs(), log: self.qemu.console.tail(TAIL_LINES) }
     }
 
     fn died(&mut self) -> Error {
         self.qemu.stop();
-        Error::RigDied {
-            messages: self.qemu.messages.tail(TAIL_LINES),
-            log: self.qemu.console.tail(TAIL_LINES),
-        }
+        Error::RigDied { messages: self.qemu.messages.tail(TAIL_LINES), log: self.qemu.console.tail(TAIL_LINES) }
     }
 }
 
@@ -321,18 +287,12 @@ struct InputSender {
 impl InputSender {
     fn start(input: Input, port: &UnixStream) -> Result<Self> {
         let stopped = Arc::new(AtomicBool::new(false));
-        let port = port
-            .try_clone()
-            .map_err(|source| Error::StartQemu { source })?;
+        let port = port.try_clone().map_err(|source| Error::StartQemu { source })?;
         let flag = stopped.clone();
         match input {
             Input::Empty => send_input(io::empty(), port, &flag),
-            Input::Bytes(bytes) => drop(thread::spawn(move || {
-                send_input(bytes.as_slice(), port, &flag)
-            })),
-            Input::Inherit => drop(thread::spawn(move || {
-                send_input(io::stdin().lock(), port, &flag)
-            })),
+            Input::Bytes(bytes) => drop(thread::spawn(move || send_input(bytes.as_slice(), port, &flag))),
+            Input::Inherit => drop(thread::spawn(move || send_input(io::stdin().lock(), port, &flag))),
         }
         Ok(Self { stopped })
     }
@@ -356,11 +316,7 @@ fn send_input(mut source: impl Read, mut port: UnixStream, stopped: &AtomicBool)
         };
         frame.clear();
         let fits = message.encode(&mut frame).is_ok();
-        if !fits
-            || stopped.load(Ordering::Relaxed)
-            || port.write_all(&frame).is_err()
-            || message == ToGuest::StdinEnd
-        {
+        if !fits || stopped.load(Ordering::Relaxed) || port.write_all(&frame).is_err() || message == ToGuest::StdinEnd {
             return;
         }
     }

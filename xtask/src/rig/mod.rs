@@ -115,10 +115,7 @@ impl Rig {
     /// Adds a disk whose changes are thrown away.
     #[must_use]
     pub fn disk(self, path: impl Into<PathBuf>) -> Self {
-        self.add_disk(Disk {
-            path: path.into(),
-            keep: false,
-        })
+        self.add_disk(Disk { path: path.into(), keep: false })
     }
 
     /// Adds a disk.

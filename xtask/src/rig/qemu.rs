@@ -28,8 +28,7 @@ pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
 impl Log {
     /// All of it so far.
     pub(super) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
-            .replace('\r', "")
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).replace('\r', "")
     }
 
     /// Its last lines.
@@ -40,18 +39,12 @@ impl Log {
     }
 
     /// Collects all that comes from `source`, showing it on standard error if told to.
-    fn collect(
-        &self,
-        mut source: impl Read + Send + 'static,
-        show: bool,
-    ) -> thread::JoinHandle<()> {
+    fn collect(&self, mut source: impl Read + Send + 'static, show: bool) -> thread::JoinHandle<()> {
         let log = self.0.clone();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = source.read(&mut buffer) {
-                log.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .extend_from_slice(&buffer[..count]);
+                log.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..count]);
                 if show {
                     // Nobody reads: the log still has it.
                     let _ = io::stderr().write_all(&buffer[..count]);
@@ -91,55 +84,22 @@ impl Qemu {
             .args(arguments(rig))
             .arg("-initrd")
             .arg(format!("/proc/self/fd/{}", initrd.as_raw_fd()))
-            .args([
-                "-chardev",
-                &format!("socket,id=exec,fd={}", exec_far.as_raw_fd()),
-            ])
-            .args([
-                "-device",
-                &format!("virtserialport,chardev=exec,name={PORT_NAME}"),
-            ])
-            .args([
-                "-chardev",
-                &format!("socket,id=terminal,fd={}", terminal_far.as_raw_fd()),
-            ])
+            .args(["-chardev", &format!("socket,id=exec,fd={}", exec_far.as_raw_fd())])
+            .args(["-device", &format!("virtserialport,chardev=exec,name={PORT_NAME}")])
+            .args(["-chardev", &format!("socket,id=terminal,fd={}", terminal_far.as_raw_fd())])
             .args(["-device", "virtconsole,chardev=terminal"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         die_with_parent(&mut command);
-        inherit(
-            &mut command,
-            [
-                initrd.as_raw_fd(),
-                exec_far.as_raw_fd(),
-                terminal_far.as_raw_fd(),
-            ],
-        );
+        inherit(&mut command, [initrd.as_raw_fd(), exec_far.as_raw_fd(), terminal_far.as_raw_fd()]);
         let mut child = command.spawn().map_err(start)?;
 
         let (console, messages) = (Log::default(), Log::default());
         let mut collectors = Vec::new();
-        collectors.extend(
-            child
-                .stdout
-                .take()
-                .map(|pipe| console.collect(pipe, rig.show_log)),
-        );
-        collectors.extend(
-            child
-                .stderr
-                .take()
-                .map(|pipe| messages.collect(pipe, false)),
-        );
-        Ok(Self {
-            child,
-            collectors,
-            exec,
-            terminal,
-            console,
-            messages,
-        })
+        collectors.extend(child.stdout.take().map(|pipe| console.collect(pipe, rig.show_log)));
+        collectors.extend(child.stderr.take().map(|pipe| messages.collect(pipe, false)));
+        Ok(Self { child, collectors, exec, terminal, console, messages })
     }
 
     /// Ends QEMU, if it still runs, and waits for the logs' ends.
@@ -182,14 +142,7 @@ fn arguments(rig: &Rig) -> Vec<String> {
     .map(String::from)
     .into();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|&word| word.to_owned()));
-    add(&[
-        "-cpu",
-        &rig.cpu,
-        "-smp",
-        &rig.cpus.to_string(),
-        "-m",
-        &rig.memory_mib.to_string(),
-    ]);
+    add(&["-cpu", &rig.cpu, "-smp", &rig.cpus.to_string(), "-m", &rig.memory_mib.to_string()]);
     if rig.icount {
         add(&["-icount", "shift=0,sleep=off"]);
     }
@@ -199,12 +152,7 @@ fn arguments(rig: &Rig) -> Vec<String> {
         // A comma in a value is written twice.
         let path = disk.path.to_string_lossy().replace(',', ",,");
         let snapshot = if disk.keep { "off" } else { "on" };
-        add(&[
-            "-drive",
-            &format!(
-                "file={path},if=none,id=disk{index},format=raw,cache=unsafe,snapshot={snapshot}"
-            ),
-        ]);
+        add(&["-drive", &format!("file={path},if=none,id=disk{index},format=raw,cache=unsafe,snapshot={snapshot}")]);
         add(&["-device", &format!("virtio-blk-pci,drive=disk{index}")]);
     }
     arguments

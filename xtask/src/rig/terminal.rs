@@ -85,12 +85,7 @@ impl Joined {
                 show(&buffer[..count]);
             }
         });
-        Ok(Self {
-            left,
-            far: clone()?,
-            output: Some(output),
-            _raw: raw,
-        })
+        Ok(Self { left, far: clone()?, output: Some(output), _raw: raw })
     }
 
     /// Whether the user asked to leave.
@@ -158,13 +153,7 @@ fn set(mode: &libc::termios) -> io::Result<()> {
 fn size() -> Option<(u16, u16)> {
     let mut size = MaybeUninit::<libc::winsize>::uninit();
     // SAFETY: the pointer is to memory for one winsize, which the call fills.
-    let result = unsafe {
-        libc::ioctl(
-            io::stdout().as_raw_fd(),
-            libc::TIOCGWINSZ,
-            size.as_mut_ptr(),
-        )
-    };
+    let result = unsafe { libc::ioctl(io::stdout().as_raw_fd(), libc::TIOCGWINSZ, size.as_mut_ptr()) };
     if result != 0 {
         return None;
     }

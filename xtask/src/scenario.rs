@@ -1,0 +1,132 @@
+//! End-to-end tests: the list of scenarios, running them, and what they amount to.
+
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use crate::env::Env;
+
+/// How a scenario ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should.
+    Pass,
+    /// Not as it should: what was seen and what was expected.
+    Fail(String),
+    /// It cannot be tried here: why.
+    Skip(String),
+}
+
+impl Verdict {
+    /// Passes when `holds`, and fails with what was seen otherwise.
+    #[must_use]
+    pub fn check(holds: bool, seen: impl FnOnce() -> String) -> Self {
+        if holds { Self::Pass } else { Self::Fail(seen()) }
+    }
+}
+
+/// An error ends a scenario as a failure.
+impl<E: std::error::Error> From<Result<Verdict, E>> for Verdict {
+    fn from(result: Result<Verdict, E>) -> Self {
+        result.unwrap_or_else(|error| Self::Fail(error.to_string()))
+    }
+}
+
+/// One end-to-end test.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// Its name, as `area/what-holds`.
+    pub name: &'static str,
+    /// Tries it.
+    pub run: fn(&Env) -> crate::Result<Verdict>,
+}
+
+/// How many tests ended in which way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// As they should.
+    pub passed: u64,
+    /// Not as they should.
+    pub failed: u64,
+    /// Not tried.
+    pub skipped: u64,
+}
+
+impl Tally {
+    /// Counts one more.
+    pub fn count(&mut self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Pass => self.passed += 1,
+            Verdict::Fail(_) => self.failed += 1,
+            Verdict::Skip(_) => self.skipped += 1,
+        }
+    }
+
+    /// Adds another's counts.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    /// Reads a line as [`Tally`] is displayed.
+    #[must_use]
+    pub fn parse(line: &str) -> Option<Self> {
+        let mut tally = Self::default();
+        let mut parts = line.trim().split(", ");
+        for (count, word) in
+            [(&mut tally.passed, "passed"), (&mut tally.failed, "failed"), (&mut tally.skipped, "skipped")]
+        {
+            *count = parts.next()?.strip_suffix(word)?.trim_end().parse().ok()?;
+        }
+        parts.next().is_none().then_some(tally)
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// Runs those of `scenarios` whose names contain `filter`, tells each one's verdict on standard
+/// output, and returns the tally. A scenario that panics has failed.
+pub fn run_all(env: &Env, scenarios: &[Scenario], filter: &str) -> Tally {
+    let mut tally = Tally::default();
+    let mut out = std::io::stdout();
+    for scenario in scenarios.iter().filter(|scenario| scenario.name.contains(filter)) {
+        let start = Instant::now();
+        let verdict = match catch_unwind(AssertUnwindSafe(|| (scenario.run)(env))) {
+            Ok(result) => Verdict::from(result),
+            Err(_) => Verdict::Fail("it panicked; the message is above".to_owned()),
+        };
+        tally.count(&verdict);
+        let seconds = start.elapsed().as_secs();
+        // Who does not read the verdicts still gets the exit status.
+        let _ = match verdict {
+            Verdict::Pass => writeln!(out, "pass  {} ({seconds} s)", scenario.name),
+            Verdict::Skip(why) => writeln!(out, "skip  {}: {why}", scenario.name),
+            Verdict::Fail(why) => writeln!(out, "FAIL  {} ({seconds} s)\n{}", scenario.name, indented(&why)),
+        };
+        let _ = out.flush();
+    }
+    tally
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("      {line}")).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tally_is_read_as_it_is_written() {
+        let tally = Tally { passed: 12, failed: 1, skipped: 3 };
+        assert_eq!(tally.to_string(), "12 passed, 1 failed, 3 skipped");
+        assert_eq!(Tally::parse(&tally.to_string()), Some(tally));
+        assert_eq!(Tally::parse("12 passed"), None);
+        assert_eq!(Tally::parse("1 passed, 2 failed, 3 skipped, 4 lost"), None);
+    }
+}

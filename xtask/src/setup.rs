@@ -1,0 +1,126 @@
+//! `cargo xtask setup`: installs the Debian packages that the rest needs.
+
+use covisor_guest_images::command::{Cmd, is_installed};
+
+use crate::env::Env;
+use crate::error::{Error, Result};
+use crate::toolchain;
+
+/// A Debian package and what it is for.
+struct Package {
+    name: &'static str,
+    reason: &'static str,
+}
+
+const fn package(name: &'static str, reason: &'static str) -> Package {
+    Package { name, reason }
+}
+
+/// What every command needs.
+const PACKAGES: &[Package] = &[
+    package("gcc", "links programs and builds the driver's C shim"),
+    package("make", "builds the driver with the kernel's own build system"),
+    package("binutils", "joins the driver's object files"),
+    package("libc6-dev", "links static programs"),
+    package("libelf-dev", "used by the kernel's build system"),
+    package("linux-headers-cloud-amd64", "the kernel that the driver is built for"),
+    package("qemu-system-x86", "the test machine"),
+    package("seabios", "the test machine's firmware"),
+    package("busybox-static", "the shell and tools of the test machine and the small guest"),
+    package("debootstrap", "builds the Debian guest"),
+    package("debian-archive-keyring", "checks what debootstrap fetches"),
+    package("e2fsprogs", "makes the Debian guest's file system"),
+    package("kmod", "finds the kernel modules that belong together"),
+    package("cpio", "checks the initramfs archives that the tests make"),
+    package("xz-utils", "unpacks kernel modules"),
+    package("zstd", "unpacks kernel modules"),
+    package("util-linux", "keeps the image build's mounts apart"),
+];
+
+/// What builds ring-0 code where rustup's toolchain cannot.
+const RING0_PACKAGES: &[Package] = &[
+    package("rustc-web", "compiles the driver: a compiler with matching library source"),
+    package("cargo-web", "the cargo that goes with it"),
+    package("rust-web-src", "the library source that goes with it"),
+];
+
+/// Installs what is missing and says what and why.
+///
+/// # Errors
+/// When this is no Debian, apt fails, or packages are missing and this is not root.
+pub fn ensure(env: &Env) -> Result<()> {
+    let missing = missing()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for package in &missing {
+        env.progress.say(&format!("needs {}: {}", package.name, package.reason));
+    }
+    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    let install = ["install", "-y", "--no-install-recommends"];
+    // SAFETY: geteuid(2) only returns a number.
+    if unsafe { libc::geteuid() } != 0 {
+        return Err(Error::NeedsPackages {
+            command: format!("sudo apt-get update && sudo apt-get {} {}", install.join(" "), names.join(" ")),
+        });
+    }
+    let step = env.progress.step("fetching apt's package lists");
+    apt_get().arg("update").run(&step)?;
+    step.done();
+    let step = env.progress.step(format!("installing {}", names.join(" ")));
+    apt_get().args(install).args(&names).run(&step)?;
+    step.done();
+    Ok(())
+}
+
+/// Says that all is there; for `cargo xtask setup`, whose user asked.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn run(env: &Env) -> Result<()> {
+    ensure(env)?;
+    env.progress.say("all that the build and the test machine need is installed");
+    Ok(())
+}
+
+fn apt_get() -> Cmd {
+    Cmd::new("apt-get").arg("-q").env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8")
+}
+
+/// The packages that are not installed.
+fn missing() -> Result<Vec<&'static Package>> {
+    if !is_installed("dpkg-query") || !is_installed("apt-get") {
+        return Err(Error::NotDebian);
+    }
+    let mut wanted: Vec<&Package> = PACKAGES.iter().collect();
+    if toolchain::bare_metal().is_err() {
+        wanted.extend(RING0_PACKAGES);
+    }
+    // It fails for a package that it has never heard of, but lists the others.
+    let output = Cmd::new("dpkg-query")
+        .args(["-W", "-f", "${Package} ${db:Status-Status}\\n"])
+        .args(wanted.iter().map(|package| package.name))
+        .into_inner()
+        .output()
+        .map_err(|source| covisor_guest_images::Error::Start { program: "dpkg-query".to_owned(), source })?;
+    let list = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(wanted.into_iter().filter(|package| !has(&list, package.name)).collect())
+}
+
+/// Whether dpkg's list has the package as installed.
+fn has(list: &str, name: &str) -> bool {
+    list.lines().any(|line| line.split_once(' ') == Some((name, "installed")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_installed_counts() {
+        let list = "make installed\ngcc config-files\n";
+        assert!(has(list, "make"));
+        assert!(!has(list, "gcc"));
+        assert!(!has(list, "cpio"));
+    }
+}
