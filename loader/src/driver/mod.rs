@@ -8,12 +8,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use covisor_abi::Call;
+use covisor_abi::DoorbellChange;
+use covisor_abi::DoorbellSpace;
 use covisor_abi::EngineKind;
 use covisor_abi::EngineStatus;
 use covisor_abi::Handshake;
+use covisor_abi::IrqLine;
 use covisor_abi::Kick;
 use covisor_abi::MAGIC;
 use covisor_abi::MemoryAdd;
+use covisor_abi::Msi;
 use covisor_abi::Run;
 use covisor_abi::Stats;
 use covisor_abi::VERSION;
@@ -21,7 +25,6 @@ use covisor_abi::VcpuCreate;
 use covisor_abi::VcpuState;
 use covisor_abi::VmCreate;
 use vm_memory::GuestAddress;
-use vm_memory::GuestMemoryMmap;
 use vm_memory::GuestRegionMmap;
 use zerocopy::FromBytes;
 use zerocopy::Immutable;
@@ -30,8 +33,13 @@ use zerocopy::IntoBytes;
 pub use error::DriverError;
 pub use error::EngineVerdict;
 
+use crate::platform::Doorbells;
+use crate::platform::EventFd;
+use crate::platform::GuestRam;
+use crate::platform::InterruptController;
 use crate::sys::transport::DEVICE_PATH;
 use crate::sys::transport::Transport;
+use crate::sys::transport::event_handle;
 
 /// The engines that a driver may have, best first.
 pub const ENGINES: [EngineKind; 3] = [EngineKind::Svm, EngineKind::Vmx, EngineKind::Coop];
@@ -203,7 +211,7 @@ impl Vm {
     ///
     /// # Errors
     /// When the host does not have that much.
-    pub fn add_memory(&self, ranges: &[(u64, u64)]) -> Result<GuestMemoryMmap, DriverError> {
+    pub fn add_memory(&self, ranges: &[(u64, u64)]) -> Result<GuestRam, DriverError> {
         let total = ranges.iter().map(|&(_, size)| size).sum();
         let mut regions = Vec::with_capacity(ranges.len());
         for &(gpa, size) in ranges {
@@ -227,7 +235,7 @@ impl Vm {
                 .map_err(|error| DriverError::Map(io::Error::other(error)))?;
             regions.push(region);
         }
-        GuestMemoryMmap::from_regions(regions)
+        GuestRam::from_regions(regions)
             .map_err(|error| DriverError::Map(io::Error::other(error)))
     }
 
@@ -266,6 +274,34 @@ impl Vm {
         };
         call(&self.transport, Call::Stats, &mut stats)?;
         Ok(stats.counts)
+    }
+}
+
+impl InterruptController for Vm {
+    fn msi(&self, address: u64, data: u32) {
+        // The guest chose both values, so a refusal is the guest's own loss.
+        if let Err(error) = self.transport.call(Call::Msi, &mut Msi { address, data, reserved: 0 }) {
+            log::debug!("an interrupt message to {address:#x} was lost: {error}");
+        }
+    }
+
+    fn line(&self, gsi: u32, level: bool) {
+        if let Err(error) = self.transport.call(Call::IrqLine, &mut IrqLine { gsi, level: level.into() }) {
+            log::warn!("interrupt line {gsi} could not be set: {error}");
+        }
+    }
+}
+
+impl Doorbells for Vm {
+    fn add(&self, space: DoorbellSpace, address: u64, width: u32, event: &EventFd) -> io::Result<()> {
+        let event = event_handle(event);
+        let mut change = DoorbellChange { address, space: space as u32, width, event };
+        self.transport.call(Call::DoorbellAdd, &mut change)
+    }
+
+    fn remove(&self, space: DoorbellSpace, address: u64, width: u32) -> io::Result<()> {
+        let mut change = DoorbellChange { address, space: space as u32, width, event: 0 };
+        self.transport.call(Call::DoorbellRemove, &mut change)
     }
 }
 

@@ -10,12 +10,19 @@ use covisor_abi::Call;
 use covisor_abi::DEVICE_PATH_LINUX;
 use vm_memory::MmapRegion;
 use vm_memory::mmap::MmapRegionBuilder;
+use vmm_sys_util::eventfd::EventFd;
 use zerocopy::FromBytes;
 use zerocopy::Immutable;
 use zerocopy::IntoBytes;
 
 /// Where the driver's device is.
 pub const DEVICE_PATH: &str = DEVICE_PATH_LINUX;
+
+/// How the driver knows an event that a doorbell signals.
+#[must_use]
+pub fn event_handle(event: &EventFd) -> i64 {
+    event.as_raw_fd().into()
+}
 
 /// An open handle of the driver.
 #[derive(Debug)]
