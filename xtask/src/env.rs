@@ -24,21 +24,14 @@ impl Env {
     /// # Errors
     /// When the output folder cannot be made.
     pub fn new() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
         let cargo_target = match std::env::var_os("CARGO_TARGET_DIR") {
             Some(dir) => root.join(dir),
             None => root.join("target"),
         };
         let out = root.join("target/covisor");
         covisor_guest_images::fs::create_dir_all(&out)?;
-        Ok(Self {
-            root,
-            cargo_target,
-            out,
-            progress: Progress::new(),
-        })
+        Ok(Self { root, cargo_target, out, progress: Progress::new() })
     }
 
     /// The target folder of bare-metal builds: another compiler than the user-space one, so

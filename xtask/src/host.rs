@@ -72,13 +72,8 @@ fn installed_headers() -> Result<(String, PathBuf)> {
         .unwrap_or_default()
         .into_iter()
         .filter_map(|path| {
-            let version = path
-                .file_name()?
-                .to_str()?
-                .strip_prefix(HEADERS_PREFIX)?
-                .to_owned();
-            (version.ends_with(FLAVOUR) && path.join("Makefile").exists())
-                .then_some((version, path))
+            let version = path.file_name()?.to_str()?.strip_prefix(HEADERS_PREFIX)?.to_owned();
+            (version.ends_with(FLAVOUR) && path.join("Makefile").exists()).then_some((version, path))
         })
         .max_by_key(|(version, _)| numbers(version))
         .ok_or(Error::NoHeaders)
@@ -86,10 +81,7 @@ fn installed_headers() -> Result<(String, PathBuf)> {
 
 /// The numbers in a version, for comparing: 6.1.0-9 is older than 6.1.0-10.
 fn numbers(version: &str) -> Vec<u64> {
-    version
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|part| part.parse().ok())
-        .collect()
+    version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 
 #[cfg(test)]

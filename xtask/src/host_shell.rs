@@ -65,28 +65,17 @@ pub fn run(env: &Env, args: &HostArgs) -> Result<ExitCode> {
         rig = rig.disk(disk);
     }
     for file in &args.file {
-        let (from, name) = file
-            .split_once('=')
-            .map_or((file.as_str(), None), |(from, name)| (from, Some(name)));
+        let (from, name) = file.split_once('=').map_or((file.as_str(), None), |(from, name)| (from, Some(name)));
         let from = PathBuf::from(from);
-        let name = name.map_or_else(
-            || {
-                from.file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned()
-            },
-            str::to_owned,
-        );
+        let name =
+            name.map_or_else(|| from.file_name().unwrap_or_default().to_string_lossy().into_owned(), str::to_owned);
         rig = rig.file(from, name);
     }
     let mut machine = rig.start()?;
     let status = match &args.script {
-        Some(script) => machine.stream_to_us(
-            script,
-            Input::when_not_a_terminal(),
-            Duration::from_secs(args.timeout),
-        )?,
+        Some(script) => {
+            machine.stream_to_us(script, Input::when_not_a_terminal(), Duration::from_secs(args.timeout))?
+        }
         None => machine.attach("exec sh -l")?,
     };
     machine.shut_down()?;

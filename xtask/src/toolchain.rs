@@ -27,9 +27,7 @@ pub struct BareMetal {
 /// # Errors
 /// When there is neither.
 pub fn bare_metal() -> Result<BareMetal> {
-    find_rustup()
-        .or_else(find_debian)
-        .ok_or(Error::NoBareMetalToolchain)
+    find_rustup().or_else(find_debian).ok_or(Error::NoBareMetalToolchain)
 }
 
 impl BareMetal {
@@ -40,21 +38,14 @@ impl BareMetal {
     /// code model must not depend on the user's settings.
     #[must_use]
     pub fn cargo_build(&self, rustflags: &[&str]) -> Cmd {
-        let mut path = self
-            .cargo
-            .parent()
-            .map_or_else(Default::default, Path::to_path_buf)
-            .into_os_string();
+        let mut path = self.cargo.parent().map_or_else(Default::default, Path::to_path_buf).into_os_string();
         if let Some(rest) = std::env::var_os("PATH") {
             path.push(":");
             path.push(rest);
         }
         Cmd::new(&self.cargo)
             .args(["build", "--target", "x86_64-unknown-none"])
-            .args([
-                "-Zbuild-std=core,alloc",
-                "-Zbuild-std-features=compiler-builtins-mem",
-            ])
+            .args(["-Zbuild-std=core,alloc", "-Zbuild-std-features=compiler-builtins-mem"])
             .env("RUSTC", &self.rustc)
             // -Z options on a stable compiler: both toolchains pair the compiler with exactly its
             // own library source, which is what build-std needs.
@@ -71,15 +62,9 @@ impl BareMetal {
 
 /// Whether the compiler's sysroot holds the library source.
 fn has_library_source(rustc: &Path) -> Option<PathBuf> {
-    let output = Command::new(rustc)
-        .args(["--print", "sysroot"])
-        .output()
-        .ok()?;
+    let output = Command::new(rustc).args(["--print", "sysroot"]).output().ok()?;
     let sysroot = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim_end());
-    sysroot
-        .join("lib/rustlib/src/rust/library/core/src/lib.rs")
-        .exists()
-        .then_some(sysroot)
+    sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").exists().then_some(sysroot)
 }
 
 /// The active rustup toolchain, by the paths inside of its sysroot rather than rustup's proxies.

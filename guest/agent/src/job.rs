@@ -13,14 +13,8 @@ use crate::port::set_nonblocking;
 pub(crate) const STDIN_LIMIT: usize = 256 * 1024;
 
 /// The environment that commands start with, where the agent's own lacks it.
-const DEFAULT_ENVIRONMENT: [(&str, &str); 3] = [
-    (
-        "PATH",
-        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    ),
-    ("HOME", "/root"),
-    ("TERM", "dumb"),
-];
+const DEFAULT_ENVIRONMENT: [(&str, &str); 3] =
+    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root"), ("TERM", "dumb")];
 
 /// A command in a process group of its own, with pipes for its input and output.
 #[derive(Debug)]
@@ -54,11 +48,7 @@ impl Job {
         let mut shell = Command::new("/bin/sh");
         shell
             .args(["-c", command])
-            .current_dir(if std::path::Path::new("/root").is_dir() {
-                "/root"
-            } else {
-                "/"
-            })
+            .current_dir(if std::path::Path::new("/root").is_dir() { "/root" } else { "/" })
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -71,14 +61,8 @@ impl Job {
         let mut child = shell.spawn()?;
         let pidfd = pidfd_open(child.id())?;
         let stdin = child.stdin.take();
-        let stdout = child
-            .stdout
-            .take()
-            .map(|pipe| File::from(OwnedFd::from(pipe)));
-        let stderr = child
-            .stderr
-            .take()
-            .map(|pipe| File::from(OwnedFd::from(pipe)));
+        let stdout = child.stdout.take().map(|pipe| File::from(OwnedFd::from(pipe)));
+        let stderr = child.stderr.take().map(|pipe| File::from(OwnedFd::from(pipe)));
         for fd in [
             stdin.as_ref().map(AsRawFd::as_raw_fd),
             stdout.as_ref().map(AsRawFd::as_raw_fd),
@@ -89,15 +73,7 @@ impl Job {
         {
             set_nonblocking(fd, true)?;
         }
-        Ok(Self {
-            child,
-            pidfd,
-            stdin,
-            stdin_pending: VecDeque::new(),
-            stdin_ends: false,
-            stdout,
-            stderr,
-        })
+        Ok(Self { child, pidfd, stdin, stdin_pending: VecDeque::new(), stdin_ends: false, stdout, stderr })
     }
 
     /// Takes standard input from the host; what the command does not want any more is dropped.
@@ -175,20 +151,14 @@ pub(crate) fn read_pipe(pipe: &mut File, buffer: &mut [u8]) -> PipeRead {
 
 /// The status that the host gets: the exit code, or 128 + the signal's number.
 pub(crate) fn status_number(status: ExitStatus) -> i32 {
-    status
-        .code()
-        .or_else(|| status.signal().map(|signal| 128 + signal))
-        .unwrap_or(255)
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255)
 }
 
 /// A descriptor that becomes readable when the process ends (Linux 5.3).
 fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open(2) takes plain integers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = i32::try_from(fd)
-        .ok()
-        .filter(|&fd| fd >= 0)
-        .ok_or_else(io::Error::last_os_error)?;
+    let fd = i32::try_from(fd).ok().filter(|&fd| fd >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: the kernel just made this descriptor for us, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

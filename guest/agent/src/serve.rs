@@ -49,13 +49,7 @@ fn encode(message: &ToHost, out: &mut Vec<u8>) {
 
 impl<'p> Session<'p> {
     fn new(port: &'p File) -> Self {
-        Self {
-            port,
-            decoder: Decoder::new(),
-            output: Vec::new(),
-            job: None,
-            buffer: vec![0; MAX_PAYLOAD],
-        }
+        Self { port, decoder: Decoder::new(), output: Vec::new(), job: None, buffer: vec![0; MAX_PAYLOAD] }
     }
 
     /// Serves until the host goes away; a command that still runs then is killed.
@@ -91,11 +85,7 @@ impl<'p> Session<'p> {
 
     /// Sleeps until a descriptor that matters now is ready.
     fn wait(&self) -> io::Result<Ready> {
-        let entry = |fd: RawFd, events: libc::c_short| libc::pollfd {
-            fd,
-            events,
-            revents: 0,
-        };
+        let entry = |fd: RawFd, events: libc::c_short| libc::pollfd { fd, events, revents: 0 };
         let wants_input = self.job.as_ref().is_none_or(Job::has_room_for_stdin);
         let has_room = self.output.len() < OUTPUT_LIMIT;
         let mut port_events = 0;
@@ -108,12 +98,7 @@ impl<'p> Session<'p> {
         let mut entries = vec![entry(self.port.as_raw_fd(), port_events)];
         if let Some(job) = &self.job {
             if has_room {
-                entries.extend(
-                    job.stdout
-                        .iter()
-                        .chain(&job.stderr)
-                        .map(|pipe| entry(pipe.as_raw_fd(), libc::POLLIN)),
-                );
+                entries.extend(job.stdout.iter().chain(&job.stderr).map(|pipe| entry(pipe.as_raw_fd(), libc::POLLIN)));
                 entries.push(entry(job.pidfd.as_raw_fd(), libc::POLLIN));
             }
             // Not polled while there is nothing to write: a closed pipe is always ready.
@@ -135,8 +120,7 @@ impl<'p> Session<'p> {
         Ok(Ready {
             // POLLHUP can come with POLLIN: what the host said before it went is still served.
             port_in: wants_input && port & libc::POLLIN != 0,
-            host_gone: port & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
-                && port & libc::POLLIN == 0,
+            host_gone: port & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 && port & libc::POLLIN == 0,
         })
     }
 
@@ -176,8 +160,7 @@ impl<'p> Session<'p> {
                 match Job::start(&command) {
                     Ok(new) => *job = Some(new),
                     Err(error) => {
-                        let text =
-                            format!("covisor-agent: cannot run /bin/sh in the guest: {error}\n");
+                        let text = format!("covisor-agent: cannot run /bin/sh in the guest: {error}\n");
                         encode(&ToHost::Stderr(text.into_bytes()), &mut self.output);
                         encode(&ToHost::Exit(CANNOT_START), &mut self.output);
                     }
@@ -193,17 +176,14 @@ impl<'p> Session<'p> {
     /// Takes what the command has written, as far as there is room.
     fn read_output(&mut self) {
         let Some(job) = &mut self.job else { return };
-        for (pipe, message) in [
-            (&mut job.stdout, ToHost::Stdout as fn(Vec<u8>) -> ToHost),
-            (&mut job.stderr, ToHost::Stderr),
-        ] {
+        for (pipe, message) in
+            [(&mut job.stdout, ToHost::Stdout as fn(Vec<u8>) -> ToHost), (&mut job.stderr, ToHost::Stderr)]
+        {
             while let Some(file) = pipe
                 && self.output.len() < OUTPUT_LIMIT
             {
                 match read_pipe(file, &mut self.buffer) {
-                    PipeRead::Bytes(count) => {
-                        encode(&message(self.buffer[..count].to_vec()), &mut self.output)
-                    }
+                    PipeRead::Bytes(count) => encode(&message(self.buffer[..count].to_vec()), &mut self.output),
                     PipeRead::Nothing => break,
                     PipeRead::End => *pipe = None,
                 }
@@ -309,10 +289,7 @@ mod tests {
     #[test]
     fn output_error_and_status_come_back_apart() {
         let seen = host(&[exec("echo out; echo err >&2; exit 42")], 1);
-        assert_eq!(
-            (seen.stdout.as_slice(), seen.stderr.as_slice()),
-            (&b"out\n"[..], &b"err\n"[..])
-        );
+        assert_eq!((seen.stdout.as_slice(), seen.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
         assert_eq!(seen.statuses, [42]);
     }
 
@@ -323,14 +300,9 @@ mod tests {
 
     #[test]
     fn bytes_pass_both_ways_unchanged_and_beyond_every_buffer() {
-        let data: Vec<u8> = (0..3_000_000u32)
-            .map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0])
-            .collect();
+        let data: Vec<u8> = (0..3_000_000u32).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
         let mut messages = vec![exec("cat")];
-        messages.extend(
-            data.chunks(MAX_PAYLOAD)
-                .map(|chunk| ToGuest::Stdin(chunk.to_vec())),
-        );
+        messages.extend(data.chunks(MAX_PAYLOAD).map(|chunk| ToGuest::Stdin(chunk.to_vec())));
         messages.push(ToGuest::StdinEnd);
         let seen = host(&messages, 1);
         assert!(seen.stdout == data);

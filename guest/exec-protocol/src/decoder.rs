@@ -58,11 +58,7 @@ pub struct Decoder<M> {
 
 impl<M> Default for Decoder<M> {
     fn default() -> Self {
-        Self {
-            frame: Vec::new(),
-            failed: None,
-            message: PhantomData,
-        }
+        Self { frame: Vec::new(), failed: None, message: PhantomData }
     }
 }
 
@@ -113,10 +109,8 @@ impl<M: Message> Decoder<M> {
         };
         let len = u32::from_le_bytes([l0, l1, l2, l3]);
         M::check(kind, len)?;
-        let payload_len = usize::try_from(len)
-            .ok()
-            .filter(|&n| n <= MAX_PAYLOAD)
-            .ok_or(DecodeError::BadLength { kind, len })?;
+        let payload_len =
+            usize::try_from(len).ok().filter(|&n| n <= MAX_PAYLOAD).ok_or(DecodeError::BadLength { kind, len })?;
         if !self.fill_to(HEADER_LEN + payload_len, input) {
             return Ok(None);
         }
@@ -212,10 +206,7 @@ mod tests {
     fn a_huge_length_is_refused_from_the_header_alone() {
         let mut decoder = Decoder::<ToHost>::new();
         let mut header: &[u8] = &[0x82, 0xff, 0xff, 0xff, 0xff];
-        let expected = DecodeError::BadLength {
-            kind: 0x82,
-            len: u32::MAX,
-        };
+        let expected = DecodeError::BadLength { kind: 0x82, len: u32::MAX };
         assert_eq!(decoder.next(&mut header), Err(expected));
         // The error is final.
         let mut good: &[u8] = &[0x84, 4, 0, 0, 0, 0, 0, 0, 0];
@@ -233,9 +224,6 @@ mod tests {
     #[test]
     fn a_command_that_is_not_text_is_refused() {
         let mut bytes: &[u8] = &[0x01, 1, 0, 0, 0, 0xff];
-        assert_eq!(
-            Decoder::<ToGuest>::new().next(&mut bytes),
-            Err(DecodeError::CommandNotUtf8)
-        );
+        assert_eq!(Decoder::<ToGuest>::new().next(&mut bytes), Err(DecodeError::CommandNotUtf8));
     }
 }

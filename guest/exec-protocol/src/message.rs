@@ -87,11 +87,7 @@ fn put_frame(out: &mut Vec<u8>, kind: u8, payload: &[u8]) -> Result<(), EncodeEr
 }
 
 /// A data frame's length is anything up to the limit, the others' are fixed.
-fn check_len(
-    kind: u8,
-    len: u32,
-    allowed: std::ops::RangeInclusive<usize>,
-) -> Result<(), DecodeError> {
+fn check_len(kind: u8, len: u32, allowed: std::ops::RangeInclusive<usize>) -> Result<(), DecodeError> {
     match usize::try_from(len) {
         Ok(n) if allowed.contains(&n) => Ok(()),
         _ => Err(DecodeError::BadLength { kind, len }),
@@ -100,10 +96,9 @@ fn check_len(
 
 /// The payload of a fixed-size frame.
 fn fixed(kind: u8, payload: &[u8]) -> Result<[u8; 4], DecodeError> {
-    payload.try_into().map_err(|_| DecodeError::BadLength {
-        kind,
-        len: u32::try_from(payload.len()).unwrap_or(u32::MAX),
-    })
+    payload
+        .try_into()
+        .map_err(|_| DecodeError::BadLength { kind, len: u32::try_from(payload.len()).unwrap_or(u32::MAX) })
 }
 
 impl ToGuest {
@@ -185,29 +180,15 @@ mod tests {
         let mut out = Vec::new();
         ToGuest::Exec("id".into()).encode(&mut out).unwrap();
         ToHost::Exit(-2).encode(&mut out).unwrap();
-        assert_eq!(
-            out,
-            [
-                1, 2, 0, 0, 0, b'i', b'd', 0x84, 4, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff
-            ]
-        );
+        assert_eq!(out, [1, 2, 0, 0, 0, b'i', b'd', 0x84, 4, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff]);
     }
 
     #[test]
     fn a_payload_over_the_limit_is_refused_and_leaves_nothing() {
         let mut out = Vec::new();
-        let error = ToGuest::Stdin(vec![0; MAX_PAYLOAD + 1])
-            .encode(&mut out)
-            .unwrap_err();
-        assert_eq!(
-            error,
-            EncodeError {
-                len: MAX_PAYLOAD + 1
-            }
-        );
+        let error = ToGuest::Stdin(vec![0; MAX_PAYLOAD + 1]).encode(&mut out).unwrap_err();
+        assert_eq!(error, EncodeError { len: MAX_PAYLOAD + 1 });
         assert!(out.is_empty());
-        ToGuest::Stdin(vec![0; MAX_PAYLOAD])
-            .encode(&mut out)
-            .unwrap();
+        ToGuest::Stdin(vec![0; MAX_PAYLOAD]).encode(&mut out).unwrap();
     }
 }
