@@ -3,16 +3,18 @@
 //! `core` owns policy, the engines own mechanism: an [`engine::Engine`] enters the guest and returns one [`exit::Exit`]
 //! value, and [`run`] answers it once for all engines. What core needs of the operating system it asks of a
 //! [`host::Host`]. Both are type parameters, so the way from an exit back into the guest has no indirect call.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "test-support")), no_std)]
 
 extern crate alloc;
 
-pub mod emulate;
 pub mod apic;
+pub mod emulate;
 pub mod engine;
 pub mod exit;
 pub mod host;
 pub mod memory;
 pub mod paging;
 pub mod registers;
+#[cfg(any(test, feature = "test-support"))]
+pub mod test_support;
 pub mod xstate;

@@ -472,3 +472,7 @@ pub fn fetch_rest<V: Vcpu>(
     copy_code(pointer, rest);
     Ok(MAX_INSTRUCTION)
 }
+
+#[cfg(test)]
+#[path = "paging_tests.rs"]
+mod tests;
