@@ -30,6 +30,8 @@ pub(crate) const RDPMC: u64 = 0x6f;
 pub(crate) const CPUID: u64 = 0x72;
 /// RSM.
 pub(crate) const RSM: u64 = 0x73;
+/// IRET.
+pub(crate) const IRET: u64 = 0x74;
 /// INVD.
 pub(crate) const INVD: u64 = 0x76;
 /// PAUSE.

@@ -50,10 +50,10 @@ bitflags! {
         const CPUID = 1 << 18;
         /// RSM.
         const RSM = 1 << 19;
+        /// IRET: the end of an NMI's handler.
+        const IRET = 1 << 20;
         /// INVD.
         const INVD = 1 << 22;
-        /// PAUSE.
-        const PAUSE = 1 << 23;
         /// HLT.
         const HLT = 1 << 24;
         /// INVLPGA.
@@ -134,7 +134,7 @@ pub(crate) const CONTROL_REGISTERS: ControlRegisters = ControlRegisters::WRITE_C
 pub(crate) const EXCEPTIONS: Exceptions =
     Exceptions::DEBUG.union(Exceptions::ALIGNMENT_CHECK).union(Exceptions::MACHINE_CHECK);
 
-/// First vector, without [`Instructions1::VINTR`] and [`Instructions1::PAUSE`], which come and go. INVLPG is the guest's
+/// First vector, without [`Instructions1::VINTR`] and [`Instructions1::IRET`], which come and go. INVLPG is the guest's
 /// own, by nested paging.
 pub(crate) const INSTRUCTIONS1: Instructions1 = Instructions1::INTR
     .union(Instructions1::NMI)

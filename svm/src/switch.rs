@@ -22,6 +22,7 @@ use core::mem::offset_of;
 
 use covisor_abi::KillReason;
 use covisor_core::engine::ExitHandler;
+use covisor_core::engine::Next;
 
 use covisor_core::engine::Vcpu;
 use covisor_core::exit::Exception;
@@ -189,9 +190,12 @@ extern "sysv64" fn on_exit<X: ExitHandler<Svm>>(context: &mut Context<'_, X>) ->
     vmcb.control.event_injection = 0;
     vmcb.control.clean = Clean::all();
     vmcb.control.tlb_control = TlbControl::Keep;
-    let mut exit = exits::decode(&vmcb.control);
     vcpu.gprs_mut().rax = rax;
     vcpu.gprs_mut().rsp = rsp;
+    if vcpu.track_nmi() {
+        return Next::Resume as u32;
+    }
+    let mut exit = exits::decode(&vcpu.vmcb().control);
     if event::is_valid(interrupted) {
         exit = interrupted_delivery(vcpu, interrupted, exit);
     } else {

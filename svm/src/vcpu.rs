@@ -17,6 +17,7 @@ use covisor_core::xstate::ExtendedState;
 
 use crate::asid::Assigned;
 use crate::event;
+use crate::exit_code;
 use crate::features::EFER_SVME;
 use crate::features::Features;
 use crate::instructions as insn;
@@ -43,6 +44,17 @@ const DR7_ENABLES: u64 = 0xff;
 /// CR0 after reset: caches off, extension type.
 const CR0_RESET: u64 = 0x6000_0010;
 
+/// Whether the guest takes NMIs (APM vol. 2, 8.2.3: not between an NMI and its handler's IRET).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NmiState {
+    /// It does.
+    Open,
+    /// In the handler; IRET is intercepted.
+    Blocked,
+    /// The IRET at this address was met, but not executed yet.
+    AtReturn(u64),
+}
+
 /// One vCPU.
 #[derive(Debug)]
 #[repr(C)]
@@ -61,6 +73,7 @@ pub struct SvmVcpu {
     pub(crate) failed_deliveries: u32,
     /// A machine check hit the guest and has to be handed to the host.
     pub(crate) machine_check: bool,
+    nmi: NmiState,
     next_rip_save: bool,
     /// How this CPU best forgets one guest's translations.
     flush: TlbControl,
@@ -101,6 +114,7 @@ impl SvmVcpu {
             assigned: Assigned::default(),
             failed_deliveries: 0,
             machine_check: false,
+            nmi: NmiState::Open,
             next_rip_save: features.next_rip_save,
             flush: if features.flush_by_asid { TlbControl::FlushGuest } else { TlbControl::FlushAll },
             loaded: false,
@@ -204,6 +218,30 @@ impl SvmVcpu {
         let vmcb = self.change(Clean::ASID);
         vmcb.control.asid = assigned.asid;
         vmcb.control.tlb_control = if flush { TlbControl::FlushAll } else { TlbControl::Keep };
+    }
+
+    /// Follows the guest out of an NMI's handler. True where the exit was about that only.
+    #[inline]
+    pub(crate) fn track_nmi(&mut self) -> bool {
+        if self.nmi == NmiState::Open {
+            return false;
+        }
+        self.track_blocked_nmi()
+    }
+
+    #[cold]
+    fn track_blocked_nmi(&mut self) -> bool {
+        let (rip, code) = (self.vmcb().save.rip, self.vmcb().control.exit_code);
+        match self.nmi {
+            NmiState::Blocked if code == exit_code::IRET => {
+                self.nmi = NmiState::AtReturn(rip);
+                self.change(Clean::INTERCEPTS).control.instructions1.remove(Instructions1::IRET);
+                return true;
+            }
+            NmiState::AtReturn(at) if at != rip => self.nmi = NmiState::Open,
+            _ => {}
+        }
+        false
     }
 
     fn save_segment(&self, name: SegmentName) -> &vmcb::Segment {
@@ -494,6 +532,10 @@ impl Vcpu for SvmVcpu {
         *field = if value { *field | INTERRUPT_SHADOW } else { *field & !INTERRUPT_SHADOW };
     }
 
+    fn nmi_blocked(&self) -> bool {
+        self.nmi != NmiState::Open
+    }
+
     #[inline]
     fn next_rip(&self) -> Option<u64> {
         self.next_rip_save.then(|| self.vmcb().control.next_rip).filter(|rip| *rip != 0)
@@ -501,6 +543,10 @@ impl Vcpu for SvmVcpu {
 
     #[inline]
     fn inject(&mut self, injection: Injection) {
+        if injection == Injection::Nmi {
+            self.nmi = NmiState::Blocked;
+            self.change(Clean::INTERCEPTS).control.instructions1.insert(Instructions1::IRET);
+        }
         self.vmcb_mut().control.event_injection = event::encode(injection);
     }
 

@@ -146,15 +146,15 @@ impl Driver {
         }
     }
 
-    /// Makes this handle a machine.
+    /// Makes this handle a machine with so many vCPUs.
     ///
     /// # Errors
     /// When the engine cannot run here, or the driver refuses.
-    pub fn create_vm(self, engine: EngineKind) -> Result<Vm, DriverError> {
-        self.check(engine, 1)?;
+    pub fn create_vm(self, engine: EngineKind, vcpus: u32) -> Result<Vm, DriverError> {
+        self.check(engine, vcpus)?;
         let mut create = VmCreate {
             engine: engine as u32,
-            flags: 0,
+            vcpus,
         };
         call(&self.transport, Call::VmCreate, &mut create)?;
         let engine = EngineKind::from_u32(create.engine)

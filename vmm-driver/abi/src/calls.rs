@@ -206,8 +206,8 @@ const_assert_eq!(size_of::<Handshake>(), 40);
 pub struct VmCreate {
     /// In: the wanted [`EngineKind`]. Out: the one that runs the VM.
     pub engine: u32,
-    /// Must be 0.
-    pub flags: u32,
+    /// In: how many vCPUs it will have, 1 to [`crate::MAX_VCPUS`]; CPUID shows them.
+    pub vcpus: u32,
 }
 const_assert_eq!(size_of::<VmCreate>(), 8);
 
