@@ -34,3 +34,4 @@ pub mod port;
 pub mod report;
 pub mod rng;
 pub mod start;
+pub mod user;

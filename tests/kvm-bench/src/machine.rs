@@ -27,6 +27,8 @@ const COM1_DATA: u16 = 0x3f8;
 const COM1_SCRATCH: u16 = 0x3ff;
 /// Sleep control register of hardware-reduced ACPI.
 const SLEEP_CONTROL: u16 = 0x600;
+/// CPUID leaf 1, ECX: runs in a virtual machine. KVM leaves it to its monitor.
+const CPUID_HYPERVISOR: u32 = 1 << 31;
 /// CR0: protected mode.
 const CR0_PE: u64 = 1;
 /// Flags after reset.
@@ -66,7 +68,10 @@ impl Machine {
             .map_err(Error::kvm("register a doorbell"))?;
 
         let vcpu = vm.create_vcpu(0).map_err(Error::kvm("make a vCPU"))?;
-        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("tell its CPUID"))?;
+        let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::kvm("tell its CPUID"))?;
+        for leaf in cpuid.as_mut_slice().iter_mut().filter(|leaf| leaf.function == 1) {
+            leaf.ecx |= CPUID_HYPERVISOR;
+        }
         vcpu.set_cpuid2(&cpuid).map_err(Error::kvm("set CPUID"))?;
         set_registers(&vcpu, entry)?;
         Ok(Self { vcpu, _vm: vm, _memory: memory, doorbell })

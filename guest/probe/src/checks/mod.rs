@@ -5,7 +5,10 @@ use crate::exception;
 use crate::report::Outcome;
 use crate::report::Report;
 
+mod control;
 mod cpuid;
+mod instructions;
+pub(crate) mod msr;
 
 /// A check.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +20,7 @@ pub struct Check {
 }
 
 /// All checks, in the order in which they run.
-pub const ALL: &[&[Check]] = &[cpuid::CHECKS];
+pub const ALL: &[&[Check]] = &[cpuid::CHECKS, instructions::CHECKS, control::CHECKS, msr::CHECKS];
 
 /// Runs the checks that `names` names, divided by commas; all for `all`. Prints a line each, and the sum.
 pub fn run(names: &str, _line: &CommandLine) {

@@ -1,0 +1,216 @@
+//! Instructions that are not for guests, not for ring 3, or not for everyone.
+
+use core::arch::asm;
+
+use super::Check;
+use crate::cpu;
+use crate::cpu::cr0;
+use crate::exception::Fault;
+use crate::exception::TablePointer;
+use crate::exception::vector;
+use crate::report::Report;
+use crate::user;
+
+pub(super) const CHECKS: &[Check] = &[
+    Check { name: "svm-instructions", run: svm },
+    Check { name: "vmx-instructions", run: vmx },
+    Check { name: "hypercall", run: hypercall },
+    Check { name: "privileged", run: privileged },
+    Check { name: "undefined", run: undefined },
+    Check { name: "descriptor-tables", run: descriptor_tables },
+    Check { name: "machine-status-word", run: machine_status_word },
+    Check { name: "icebp", run: icebp },
+    Check { name: "ring-3", run: ring_3 },
+];
+
+/// Expects a vector.
+fn expect(report: &mut Report, name: &str, raised: Option<Fault>, wanted: u8) {
+    match raised {
+        Some(fault) => report.expect(fault.vector == wanted, format_args!("{name}: {fault}")),
+        None => report.fail(format_args!("{name} is carried out")),
+    }
+}
+
+/// Expects success.
+fn expect_done(report: &mut Report, name: &str, raised: Option<Fault>) {
+    if let Some(fault) = raised {
+        report.fail(format_args!("{name}: {fault}"));
+    }
+}
+
+/// With EFER.SVME clear, SVM's instructions raise #UD (APM vol. 3); the VMMCALL is the guest's. CLGI carried out would
+/// stop the host (LTP's `kvm_svm03`), VMLOAD and VMSAVE would reach host memory (CVE-2021-3656).
+fn svm(report: &mut Report) {
+    expect(report, "VMRUN", catch!([".byte 0x0f, 0x01, 0xd8"], in("rax") 0x60_0000_u64), vector::UD);
+    expect(report, "VMLOAD", catch!([".byte 0x0f, 0x01, 0xda"], in("rax") 0x60_0000_u64), vector::UD);
+    expect(report, "VMSAVE", catch!([".byte 0x0f, 0x01, 0xdb"], in("rax") 0x60_0000_u64), vector::UD);
+    expect(report, "STGI", catch!([".byte 0x0f, 0x01, 0xdc"]), vector::UD);
+    expect(report, "CLGI", catch!([".byte 0x0f, 0x01, 0xdd"]), vector::UD);
+    expect(report, "SKINIT", catch!([".byte 0x0f, 0x01, 0xde"], in("eax") 0x60_0000), vector::UD);
+    expect(report, "INVLPGA", catch!([".byte 0x0f, 0x01, 0xdf"], in("rax") 0_u64, in("ecx") 0), vector::UD);
+}
+
+/// A CPU without VMX raises #UD (Intel SDM vol. 3, chapter 31).
+fn vmx(report: &mut Report) {
+    let operand = 0x60_0000_u64;
+    expect(report, "VMXON", catch!(["vmxon [{}]"], in(reg) &raw const operand), vector::UD);
+    expect(report, "VMXOFF", catch!(["vmxoff"]), vector::UD);
+    expect(report, "VMCLEAR", catch!(["vmclear [{}]"], in(reg) &raw const operand), vector::UD);
+    expect(report, "VMPTRLD", catch!(["vmptrld [{}]"], in(reg) &raw const operand), vector::UD);
+    expect(report, "VMREAD", catch!(["vmread rax, rcx"], out("rax") _, in("rcx") 0_u64), vector::UD);
+    expect(report, "VMWRITE", catch!(["vmwrite rcx, rax"], in("rax") 0_u64, in("rcx") 0_u64), vector::UD);
+    expect(report, "VMLAUNCH", catch!(["vmlaunch"]), vector::UD);
+    expect(report, "VMRESUME", catch!(["vmresume"]), vector::UD);
+    expect(report, "INVEPT", catch!(["invept rax, [{}]"], in(reg) &raw const operand, in("rax") 1_u64), vector::UD);
+    expect(report, "VMFUNC", catch!([".byte 0x0f, 0x01, 0xd4"], in("eax") 0, in("ecx") 0), vector::UD);
+}
+
+/// A hypercall of any number and with any arguments comes back, in KVM's way: RAX holds the answer.
+fn hypercall(report: &mut Report) {
+    for number in [0_u64, 1, 5, 9, 11, 100, 0xffff_ffff, u64::MAX] {
+        let fault = catch!(["vmmcall"], inout("rax") number => _, in("rcx") u64::MAX, in("rdx") u64::MAX, in("rsi") u64::MAX);
+        expect_done(report, "VMMCALL", fault);
+    }
+}
+
+/// Ring 0's instructions that reach beyond the CPU are carried out without harm.
+fn privileged(report: &mut Report) {
+    expect_done(report, "INVD", catch!(["invd"]));
+    expect_done(report, "WBINVD", catch!(["wbinvd"]));
+    expect_done(report, "INVLPG", catch!(["invlpg [{}]"], in(reg) 0x60_0000_u64));
+    expect_done(report, "INVLPG of an address that is not canonical", catch!(["invlpg [{}]"], in(reg) 1_u64 << 63));
+    expect_done(report, "SWAPGS", catch!(["swapgs", "swapgs"]));
+    if cpu::cpuid(7, 0).ebx & 1 << 10 == 0 {
+        let descriptor = [0_u64; 2];
+        expect(report, "INVPCID", catch!(["invpcid {kind}, [{at}]"], kind = in(reg) 2_u64, at = in(reg) &raw const descriptor), vector::UD);
+    }
+    // Counter 0xffff exists nowhere.
+    expect(report, "RDPMC", catch!(["rdpmc"], in("ecx") 0xffff, out("eax") _, out("edx") _), vector::GP);
+    if cpu::has_xsave() {
+        let before = cpu::cr4();
+        let _ = cpu::try_set_cr4(before | cpu::cr4::OSXSAVE);
+        for (index, value) in [(0, 0), (0, 2), (0, u64::MAX), (1, 1), (u32::MAX, 1)] {
+            expect(report, "XSETBV of nonsense", cpu::try_xsetbv(index, value).err(), vector::GP);
+        }
+        let _ = cpu::try_set_cr4(before);
+    }
+}
+
+/// What CPUID does not offer, or what exists in another mode only, raises #UD.
+fn undefined(report: &mut Report) {
+    expect(report, "UD2", catch!(["ud2"]), vector::UD);
+    expect(report, "RSM", catch!(["rsm"]), vector::UD);
+    expect(report, "GETSEC", catch!([".byte 0x0f, 0x37"], in("eax") 0), vector::UD);
+    expect(report, "ENCLS", catch!([".byte 0x0f, 0x01, 0xcf"], in("eax") 0), vector::UD);
+    let here = 0_u64;
+    if cpu::cpuid(1, 0).ecx & 1 << 3 == 0 {
+        // Some hypervisors carry them out as NOP.
+        for fault in [
+            catch!([".byte 0x0f, 0x01, 0xc8"], in("rax") &raw const here, in("ecx") 0, in("edx") 0),
+            catch!([".byte 0x0f, 0x01, 0xc9"], in("eax") 0, in("ecx") 0),
+        ] {
+            expect(report, "MONITOR or MWAIT", fault, vector::UD);
+        }
+    }
+    if cpu::cpuid(0x8000_0008, 0).ebx & 1 << 4 == 0 {
+        expect(report, "RDPRU", catch!([".byte 0x0f, 0x01, 0xfd"], in("ecx") 0, out("eax") _, out("edx") _), vector::UD);
+    }
+}
+
+/// LGDT and LIDT refuse bases that are not canonical by #GP (APM vol. 3), LTR and LLDT selectors behind the table.
+fn descriptor_tables(report: &mut Report) {
+    let wrong = TablePointer { limit: 0xffff, base: 0x8000_0000_0000_0000 };
+    let mut before = TablePointer { limit: 0, base: 0 };
+    // SAFETY: stores GDTR.
+    unsafe { asm!("sgdt [{}]", in(reg) &raw mut before) }
+    expect(report, "LGDT", catch!(["lgdt [{}]"], in(reg) &raw const wrong), vector::GP);
+    expect(report, "LIDT", catch!(["lidt [{}]"], in(reg) &raw const wrong), vector::GP);
+    expect(report, "LTR", catch!(["ltr {0:x}"], in(reg) 0xfff8_u64), vector::GP);
+    expect(report, "LLDT", catch!(["lldt {0:x}"], in(reg) 0xfff8_u64), vector::GP);
+    expect(report, "MOV DS", catch!(["mov ds, {0:e}"], in(reg) 0xfff8_u64), vector::GP);
+    let mut after = TablePointer { limit: 0, base: 0 };
+    let _ = cpu::cpuid(0, 0);
+    // SAFETY: stores GDTR.
+    unsafe { asm!("sgdt [{}]", in(reg) &raw mut after) }
+    let (old, new) = (before.base, after.base);
+    report.expect(old == new, format_args!("GDT moved from {old:#x} to {new:#x}"));
+}
+
+/// CLTS, LMSW and SMSW work on CR0's low bits (APM vol. 3).
+fn machine_status_word(report: &mut Report) {
+    let before = cpu::cr0();
+    if let Err(fault) = cpu::try_set_cr0(before | cr0::TS) {
+        return report.fail(format_args!("CR0.TS: {fault}"));
+    }
+    report.expect(cpu::cr0() & cr0::TS != 0, format_args!("CR0.TS is not set"));
+    expect(report, "FNINIT with CR0.TS", catch!(["fld1"]), vector::NM);
+    expect_done(report, "CLTS", catch!(["clts"]));
+    report.expect(cpu::cr0() & cr0::TS == 0, format_args!("CLTS leaves CR0.TS set"));
+    expect_done(report, "LMSW", catch!(["lmsw {0:x}"], in(reg) before & 0xffff | cr0::TS));
+    report.expect(cpu::cr0() & cr0::TS != 0, format_args!("LMSW does not set CR0.TS"));
+    expect_done(report, "LMSW", catch!(["lmsw {0:x}"], in(reg) 0_u64));
+    report.expect(cpu::cr0() & cr0::PE != 0, format_args!("LMSW clears CR0.PE"));
+    let word: u64;
+    // SAFETY: stores a register.
+    unsafe { asm!("smsw {}", out(reg) word) }
+    report.expect(word & 0xffff == cpu::cr0() & 0xffff, format_args!("SMSW {word:#x}, CR0 {:#x}", cpu::cr0()));
+    let _ = cpu::try_set_cr0(before);
+}
+
+/// ICEBP (0xf1) raises #DB, a trap (APM vol. 2, 8.2.2): RIP is behind it.
+fn icebp(report: &mut Report) {
+    match catch!([".byte 0xf1"]) {
+        Some(fault) => report.expect(fault.vector == vector::DB, format_args!("{fault}")),
+        None => report.fail(format_args!("nothing is raised")),
+    }
+    cpu::clear_dr6();
+}
+
+/// Instructions and what they raise in ring 3 (APM vol. 3).
+const RING_3: &[(&str, &[u8], Option<u8>)] = &[
+    ("CLI", &[0xfa], Some(vector::GP)),
+    ("STI", &[0xfb], Some(vector::GP)),
+    ("HLT", &[0xf4], Some(vector::GP)),
+    ("IN", &[0xec], Some(vector::GP)),
+    ("OUT", &[0xee], Some(vector::GP)),
+    ("INSB", &[0x6c], Some(vector::GP)),
+    ("RDMSR", &[0x0f, 0x32], Some(vector::GP)),
+    ("WRMSR", &[0x0f, 0x30], Some(vector::GP)),
+    ("MOV from CR0", &[0x0f, 0x20, 0xc0], Some(vector::GP)),
+    ("MOV to CR3", &[0x0f, 0x22, 0xd8], Some(vector::GP)),
+    ("MOV to CR4", &[0x0f, 0x22, 0xe0], Some(vector::GP)),
+    ("MOV from DR7", &[0x0f, 0x21, 0xf8], Some(vector::GP)),
+    ("CLTS", &[0x0f, 0x06], Some(vector::GP)),
+    ("LMSW", &[0x0f, 0x01, 0xf0], Some(vector::GP)),
+    ("INVD", &[0x0f, 0x08], Some(vector::GP)),
+    ("WBINVD", &[0x0f, 0x09], Some(vector::GP)),
+    ("INVLPG", &[0x0f, 0x01, 0x38], Some(vector::GP)),
+    ("SWAPGS", &[0x0f, 0x01, 0xf8], Some(vector::GP)),
+    ("SYSRET", &[0x0f, 0x07], Some(vector::GP)),
+    ("RDPMC", &[0x0f, 0x33], Some(vector::GP)),
+    ("UD2", &[0x0f, 0x0b], Some(vector::UD)),
+    ("VMRUN", &[0x0f, 0x01, 0xd8], Some(vector::UD)),
+    ("CLGI", &[0x0f, 0x01, 0xdd], Some(vector::UD)),
+    ("INT 0x80", &[0xcd, 0x80], Some(vector::GP)),
+    ("MOV DS of the kernel", &[0xb8, 0x10, 0, 0, 0, 0x8e, 0xd8], Some(vector::GP)),
+    ("a kernel address", &[0x48, 0xa1, 0, 0, 0x20, 0, 0, 0, 0, 0], Some(vector::PF)),
+    ("CPUID", &[0x0f, 0xa2], None),
+    ("RDTSC", &[0x0f, 0x31], None),
+    ("NOP", &[0x90], None),
+];
+
+/// Ring 3 gets its faults from the CPU and from whatever intercepts there are alike.
+fn ring_3(report: &mut Report) {
+    for (name, code, wanted) in RING_3 {
+        let raised = user::raised(code);
+        let same = raised.map(|fault| fault.vector) == *wanted;
+        match raised {
+            Some(fault) => report.expect(same, format_args!("{name}: {fault}")),
+            None => report.expect(same, format_args!("{name} is carried out")),
+        }
+    }
+    // A hypercall from ring 3 is refused or answered, as the hypervisor likes; it returns or raises.
+    if let Some(fault) = user::raised(&[0x0f, 0x01, 0xd9]) {
+        report.expect(matches!(fault.vector, vector::UD | vector::GP), format_args!("VMMCALL: {fault}"));
+    }
+}
