@@ -88,6 +88,7 @@ impl Apt {
         fs::create_dir_all(dir.join("lists/partial"))?;
         fs::create_dir_all(dir.join("cache/archives/partial"))?;
         fs::write(dir.join("status"), "")?;
+        fs::write(dir.join("apt.conf"), configuration(dir))?;
         let text: String = sources.iter().map(Source::as_deb822).collect();
         fs::write(dir.join("covisor.sources"), text)?;
         Ok(Self { dir: dir.to_path_buf() })
@@ -133,26 +134,30 @@ impl Apt {
     }
 
     fn cmd(&self, program: &str) -> Cmd {
-        let dir = self.dir.display();
-        Cmd::new(program)
-            .args(["-q", "-y"])
-            .args(["-o".to_owned(), format!("Dir::Etc::SourceList={dir}/covisor.sources")])
-            .args([
-                "-o",
-                "Dir::Etc::SourceParts=-",
-                "-o",
-                "Dir::Etc::Preferences=-",
-                "-o",
-                "Dir::Etc::PreferencesParts=-",
-            ])
-            .args(["-o".to_owned(), format!("Dir::State={dir}")])
-            .args(["-o".to_owned(), format!("Dir::State::Lists={dir}/lists")])
-            .args(["-o".to_owned(), format!("Dir::State::Status={dir}/status")])
-            .args(["-o".to_owned(), format!("Dir::Cache={dir}/cache")])
-            // The download user cannot write into a checkout of root's.
-            .args(["-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none", "-o", "Acquire::Retries=3"])
-            .env("LC_ALL", "C.UTF-8")
+        Cmd::new(program).env("APT_CONFIG", self.dir.join("apt.conf")).env("LC_ALL", "C.UTF-8")
     }
+}
+
+/// The settings that make apt use only the lists and sources in `dir`.
+fn configuration(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        r#"Dir::Etc::SourceList "{dir}/covisor.sources";
+Dir::Etc::SourceParts "-";
+Dir::Etc::Preferences "-";
+Dir::Etc::PreferencesParts "-";
+Dir::State "{dir}";
+Dir::State::Lists "{dir}/lists";
+Dir::State::Status "{dir}/status";
+Dir::Cache "{dir}/cache";
+// The download user cannot write into a checkout of root's.
+APT::Sandbox::User "root";
+APT::Get::Assume-Yes "true";
+Acquire::Languages "none";
+Acquire::Retries "3";
+quiet "1";
+"#
+    )
 }
 
 /// The name of the first package in a control paragraph's `Depends`.
