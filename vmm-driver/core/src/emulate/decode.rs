@@ -8,10 +8,8 @@ use iced_x86::Instruction;
 use super::Outcome;
 use super::Step;
 use super::advance;
-use super::exception;
 use super::fetch_fault;
 use crate::engine::Vcpu;
-use crate::exit::Exception;
 use crate::memory::Memory;
 use crate::paging::MAX_INSTRUCTION;
 use crate::paging::code_size;
@@ -77,12 +75,8 @@ impl Decoded {
             if !instruction.is_invalid() {
                 return Ok(Self { instruction, bytes, size });
             }
-            if decoder.last_error() != DecoderError::NoMoreBytes {
+            if decoder.last_error() != DecoderError::NoMoreBytes || length == MAX_INSTRUCTION {
                 return Err(unsupported(&bytes));
-            }
-            if length == MAX_INSTRUCTION {
-                // Longer than an instruction can be (APM vol. 2, 8.2.14).
-                return Err(exception(vcpu, Exception::GENERAL_PROTECTION));
             }
             length = fetch_rest(vcpu, memory, &mut bytes, length).map_err(|fault| fetch_fault(vcpu, fault))?;
         }

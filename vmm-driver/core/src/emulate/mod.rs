@@ -204,3 +204,6 @@ fn advance(size: CodeSize, rip: u64, length: usize) -> u64 {
     let next = rip.wrapping_add(length as u64);
     if size == CodeSize::Bits64 { next } else { next & 0xffff_ffff }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,6 +32,7 @@ pub struct TestVcpu {
     pub tsc_offset: u64,
     pub cpl: u8,
     pub interrupt_shadow: bool,
+    pub nmi_blocked: bool,
     pub next_rip: Option<u64>,
     pub injection: Option<Injection>,
     pub interrupt_window: bool,
@@ -160,6 +161,9 @@ impl Vcpu for TestVcpu {
     }
     fn set_interrupt_shadow(&mut self, value: bool) {
         self.interrupt_shadow = value;
+    }
+    fn nmi_blocked(&self) -> bool {
+        self.nmi_blocked
     }
     fn next_rip(&self) -> Option<u64> {
         self.next_rip
