@@ -8,12 +8,14 @@
 extern crate alloc;
 
 pub mod apic;
+pub mod cpuid;
 pub mod emulate;
 pub mod engine;
 pub mod exit;
 pub mod host;
 pub mod memory;
 pub mod paging;
+pub mod policy;
 pub mod registers;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;

@@ -243,7 +243,8 @@ mod tests {
         const POSTED: [u8; 2] = [0x20, 0xff];
         let inbox = Inbox::new();
         let done = AtomicBool::new(false);
-        let waits = |vector: u8| inbox.vectors[usize::from(vector >> 6)].load(Ordering::SeqCst) >> (vector & 63) & 1 != 0;
+        let waits =
+            |vector: u8| inbox.vectors[usize::from(vector >> 6)].load(Ordering::SeqCst) >> (vector & 63) & 1 != 0;
         let taken = thread::scope(|scope| {
             let taker = scope.spawn(|| {
                 let mut taken = [0_u32; 256];

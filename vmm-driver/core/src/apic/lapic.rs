@@ -400,7 +400,8 @@ impl LocalApic {
         if self.mode != Mode::X2apic {
             return Err(Exception::GENERAL_PROTECTION);
         }
-        let register = Register::from_number(index.wrapping_sub(X2APIC_FIRST_MSR)).ok_or(Exception::GENERAL_PROTECTION)?;
+        let register =
+            Register::from_number(index.wrapping_sub(X2APIC_FIRST_MSR)).ok_or(Exception::GENERAL_PROTECTION)?;
         let low = value & u64::from(u32::MAX);
         let writable = match register {
             Register::LogicalDestination | Register::DestinationFormat | Register::CommandHigh => None,
@@ -573,7 +574,9 @@ impl LocalApic {
             _ if self.mode == Mode::X2apic => Destination::from_word(command.high(), command.logical()),
             _ => Destination::from_byte(command.high().to_le_bytes()[3], command.logical()),
         };
-        if destination == Destination::Physical(self.id) && matches!(delivery, Delivery::Fixed | Delivery::LowestPriority) {
+        if destination == Destination::Physical(self.id)
+            && matches!(delivery, Delivery::Fixed | Delivery::LowestPriority)
+        {
             self.request(command.vector());
             return Effect::None;
         }

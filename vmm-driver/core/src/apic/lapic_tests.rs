@@ -206,9 +206,15 @@ fn interprocessor_interrupts() {
 
     let mut apic = x2apic(5);
     let to = |id: u64, low: u64| id << 32 | low;
-    assert_eq!(wrmsr(&mut apic, Register::Command, to(9, 0xfb)), Ok(ipi(Destination::Physical(9), Delivery::Fixed, 0xfb)));
+    assert_eq!(
+        wrmsr(&mut apic, Register::Command, to(9, 0xfb)),
+        Ok(ipi(Destination::Physical(9), Delivery::Fixed, 0xfb))
+    );
     assert_eq!(rdmsr(&apic, Register::Command), Some(to(9, 0xfb)));
-    assert_eq!(wrmsr(&mut apic, Register::Command, to(0xffff_ffff, 0x400)), Ok(ipi(Destination::All, Delivery::Nmi, 0)));
+    assert_eq!(
+        wrmsr(&mut apic, Register::Command, to(0xffff_ffff, 0x400)),
+        Ok(ipi(Destination::All, Delivery::Nmi, 0))
+    );
     assert_eq!(wrmsr(&mut apic, Register::Command, to(5, 0x77)), Ok(Effect::None));
     assert_eq!(apic.highest(), Some(0x77));
     assert_eq!(wrmsr(&mut apic, Register::SelfIpi, 0x88), Ok(Effect::None));
