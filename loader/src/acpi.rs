@@ -33,13 +33,14 @@ use crate::devices::power::RESET_PORT;
 use crate::devices::power::RESET_VALUE;
 use crate::devices::power::SLEEP_PORT;
 use crate::devices::power::SLEEP_TYPE_S5;
+use crate::devices::serial::SERIAL_IRQ;
+use crate::devices::serial::SERIAL_PORT;
+use crate::devices::serial::SERIAL_PORTS;
 use crate::layout::ACPI_TABLES;
 use crate::layout::EVENT_GSI;
 use crate::layout::HIGH_RAM_START;
 use crate::layout::PCI_MEMORY;
 use crate::layout::PCI_PORTS;
-use crate::layout::SERIAL_GSI;
-use crate::layout::SERIAL_PORT;
 
 const OEM_ID: [u8; 6] = *b"COVISR";
 const OEM_TABLE_ID: [u8; 8] = *b"COVISOR ";
@@ -56,7 +57,6 @@ const BOOT_ARCH_NO_CMOS_CLOCK: u16 = 1 << 5;
 const PM_TIMER_BYTES: u8 = 4;
 /// Tables begin at multiples of this.
 const TABLE_ALIGNMENT: u64 = 16;
-const SERIAL_PORTS: u8 = 8;
 /// `Notify` value: a button was pressed (ACPI 6.5, 5.6.6).
 const BUTTON_PRESSED: u8 = 0x80;
 
@@ -166,10 +166,10 @@ fn device(code: &mut Vec<u8>, path: &str, children: &[&dyn Aml]) {
 /// The root of the PCI bus: one bus, its windows, its interrupts.
 fn pci(code: &mut Vec<u8>) {
     let (memory, memory_size) = PCI_MEMORY;
-    let (ports, ports_size) = PCI_PORTS;
+    let (first, size) = PCI_PORTS;
     let bus = aml::AddressSpace::new_bus_number(0u16, 0u16);
-    let config = aml::IO::new(CONFIG_PORTS as u16, CONFIG_PORTS as u16, 1, CONFIG_PORTS_SIZE as u8);
-    let io_window = aml::AddressSpace::new_io(ports, ports + (ports_size - 1), None);
+    let config = ports(CONFIG_PORTS, CONFIG_PORTS_SIZE);
+    let io_window = aml::AddressSpace::new_io(first, first + (size - 1), None);
     let uncached = aml::AddressSpaceCacheable::NotCacheable;
     let memory_window = aml::AddressSpace::new_memory(uncached, true, low(memory), low(memory + memory_size - 1), None);
     let resources = aml::ResourceTemplate::new(vec![&bus, &config, &io_window, &memory_window]);
@@ -196,15 +196,15 @@ fn pci(code: &mut Vec<u8>) {
 
 /// COM1.
 fn serial(code: &mut Vec<u8>) {
-    let ports = aml::IO::new(SERIAL_PORT, SERIAL_PORT, 1, SERIAL_PORTS);
-    let interrupt = aml::Interrupt::new(true, true, false, false, SERIAL_GSI);
+    let registers = ports(SERIAL_PORT, SERIAL_PORTS);
+    let interrupt = aml::Interrupt::new(true, true, false, false, SERIAL_IRQ);
     device(
         code,
         "_SB_.COM1",
         &[
             &name("_HID", &aml::EISAName::new("PNP0501")),
             &name("_UID", &aml::ZERO),
-            &name("_CRS", &aml::ResourceTemplate::new(vec![&ports, &interrupt])),
+            &name("_CRS", &aml::ResourceTemplate::new(vec![&registers, &interrupt])),
         ],
     );
 }
@@ -239,6 +239,13 @@ fn power_button(code: &mut Vec<u8>) {
             &aml::Method::new("_EVT".into(), 1, true, vec![&read, &branch]),
         ],
     );
+}
+
+/// Ports that a device decodes.
+#[expect(clippy::cast_possible_truncation, reason = "only constants that are ports come here, see the assert")]
+fn ports(first: u64, count: u64) -> aml::IO {
+    debug_assert!(first + count <= 0x1_0000 && count <= 0xff);
+    aml::IO::new(first as u16, first as u16, 1, count as u8)
 }
 
 /// An address below 4 GiB, where all that the tables name lies.

@@ -37,10 +37,6 @@ pub const PCI_PORTS: (u16, u16) = (0xc000, 0x3000);
 
 /// Interrupt of the generic event device, level-triggered.
 pub const EVENT_GSI: u32 = 9;
-/// The first serial port: its first port and its interrupt.
-pub const SERIAL_PORT: u16 = 0x3f8;
-/// See [`SERIAL_PORT`].
-pub const SERIAL_GSI: u32 = 4;
 /// Number of pages for the page directories of the first instruction, hence GiB that it can map.
 pub const PAGE_DIRECTORIES: u64 = 64;
 
@@ -58,10 +54,7 @@ impl Ram {
         if size <= RAM_HOLE_START {
             Self { low: size, high: 0 }
         } else {
-            Self {
-                low: RAM_HOLE_START,
-                high: size - RAM_HOLE_START,
-            }
+            Self { low: RAM_HOLE_START, high: size - RAM_HOLE_START }
         }
     }
 
@@ -80,11 +73,7 @@ impl Ram {
     /// End of the last part.
     #[must_use]
     pub const fn end(self) -> u64 {
-        if self.high == 0 {
-            self.low
-        } else {
-            RAM_HOLE_END + self.high
-        }
+        if self.high == 0 { self.low } else { RAM_HOLE_END + self.high }
     }
 
     /// Its parts: start and size.
@@ -100,24 +89,14 @@ impl Ram {
     /// The memory map that the guest is told.
     #[must_use]
     pub fn memory_map(self) -> Vec<MemoryMapEntry> {
-        let entry = |start, end, kind| MemoryMapEntry {
-            start,
-            size: end - start,
-            kind,
-        };
-        let mut map = vec![
-            entry(0, LOW_RAM_END, MemoryKind::Ram),
-            entry(LOW_RAM_END, HIGH_RAM_START, MemoryKind::Reserved),
-        ];
+        let entry = |start, end, kind| MemoryMapEntry { start, size: end - start, kind };
+        let mut map =
+            vec![entry(0, LOW_RAM_END, MemoryKind::Ram), entry(LOW_RAM_END, HIGH_RAM_START, MemoryKind::Reserved)];
         if self.low > HIGH_RAM_START {
             map.push(entry(HIGH_RAM_START, self.low, MemoryKind::Ram));
         }
         if self.high != 0 {
-            map.push(entry(
-                RAM_HOLE_END,
-                RAM_HOLE_END + self.high,
-                MemoryKind::Ram,
-            ));
+            map.push(entry(RAM_HOLE_END, RAM_HOLE_END + self.high, MemoryKind::Ram));
         }
         map
     }

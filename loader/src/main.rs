@@ -1,3 +1,7 @@
 //! The `covisor` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    covisor::cli::main()
+}
