@@ -9,3 +9,4 @@ pub mod power;
 pub mod serial;
 #[cfg(test)]
 mod testing;
+pub mod virtio;

@@ -17,7 +17,7 @@ const CONTROL_MASK: u16 = 1 << 14;
 const CONTROL_OFFSET: u8 = 2;
 
 /// Bytes of the range that holds the table and the pending bits.
-pub(crate) const RANGE_SIZE: u32 = 0x1000;
+pub(crate) const MSIX_RANGE_SIZE: u32 = 0x1000;
 /// Where the pending bits are in it; the table is at 0.
 const PENDING_OFFSET: u32 = 0x800;
 /// Bytes of a table entry: address, address high, data, vector control.
@@ -37,7 +37,7 @@ pub fn add_msix_capability(config: &mut ConfigSpace, bar: u8, vectors: u16) -> u
 }
 
 /// Message control of the capability at `capability`: (in use, all masked).
-pub(crate) fn control(config: &ConfigSpace, capability: u8) -> (bool, bool) {
+pub(crate) fn msix_control(config: &ConfigSpace, capability: u8) -> (bool, bool) {
     let mut bytes = [0; 2];
     config.read(capability + CONTROL_OFFSET, &mut bytes);
     let control = u16::from_le_bytes(bytes);

@@ -1,0 +1,241 @@
+//! Disk images and block devices of the host.
+
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use vm_memory::VolatileSlice;
+
+/// Why a file cannot be used as a disk.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The system refused.
+    System(io::Error),
+    /// It is neither a file nor a block device.
+    WrongKind,
+    /// The host itself uses the block device: it is mounted, or part of something.
+    InUse,
+    /// Another process has locked it.
+    Locked,
+}
+
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> Self {
+        Self::System(error)
+    }
+}
+
+/// `BLKGETSIZE64` of `linux/fs.h`: `_IOR(0x12, 114, size_t)`.
+const BLKGETSIZE64: libc::Ioctl = 0x8008_1272_u32 as libc::Ioctl;
+
+/// Opens and locks a disk and gives its size: a writable one is for us alone, a read-only one for readers.
+///
+/// # Errors
+///
+/// It cannot be used.
+pub fn open(path: &Path, read_only: bool) -> Result<(File, u64), OpenError> {
+    let kind = std::fs::metadata(path)?.file_type();
+    let is_device = kind.is_block_device();
+    if !is_device && !kind.is_file() {
+        return Err(OpenError::WrongKind);
+    }
+    // On a block device and without O_CREAT, O_EXCL fails while the device is in use, such as mounted (open(2)).
+    let exclusive = if is_device && !read_only { libc::O_EXCL } else { 0 };
+    let mut options = OpenOptions::new();
+    options.read(true).write(!read_only).custom_flags(exclusive | libc::O_CLOEXEC);
+    let file = options.open(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => OpenError::InUse,
+        _ => OpenError::System(error),
+    })?;
+    let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+    locked.map_err(|error| match error {
+        std::fs::TryLockError::WouldBlock => OpenError::Locked,
+        std::fs::TryLockError::Error(error) => OpenError::System(error),
+    })?;
+    let size = if is_device { device_size(&file)? } else { file.metadata()?.len() };
+    Ok((file, size))
+}
+
+fn device_size(file: &File) -> io::Result<u64> {
+    let mut size = 0_u64;
+    // SAFETY: BLKGETSIZE64 writes one u64 to where the pointer says.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(size) }
+}
+
+/// Which way data goes.
+#[derive(Clone, Copy)]
+enum Direction {
+    FromFile,
+    ToFile,
+}
+
+/// Reads all of `buffers` from `offset` on.
+///
+/// # Errors
+///
+/// The system's; the file ends before.
+pub fn read_at(file: &File, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+    transfer(file, offset, buffers, Direction::FromFile)
+}
+
+/// Writes all of `buffers` from `offset` on.
+///
+/// # Errors
+///
+/// The system's.
+pub fn write_at(file: &File, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
+    transfer(file, offset, buffers, Direction::ToFile)
+}
+
+fn transfer(file: &File, offset: u64, buffers: &[VolatileSlice<'_>], direction: Direction) -> io::Result<()> {
+    /// Most buffers of one call (`UIO_MAXIOV`, readv(2)).
+    const MOST: usize = 1024;
+    let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
+    let mut vectors: Vec<libc::iovec> =
+        guards.iter().map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }).collect();
+    let mut rest = vectors.as_mut_slice();
+    let mut offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    while let Some(first) = rest.first() {
+        if first.iov_len == 0 {
+            rest = &mut rest[1..];
+            continue;
+        }
+        let count = i32::try_from(rest.len().min(MOST)).unwrap_or(i32::MAX);
+        let fd = file.as_raw_fd();
+        // SAFETY: each of the first `count` vectors is (what is left of) a buffer of guest RAM, which the guards keep
+        // mapped. The guest may change it at the same time; the kernel copies bytes and no Rust reference exists to them.
+        let moved = unsafe {
+            match direction {
+                Direction::FromFile => libc::preadv(fd, rest.as_ptr(), count, offset),
+                Direction::ToFile => libc::pwritev(fd, rest.as_ptr(), count, offset),
+            }
+        };
+        let Ok(mut moved) = usize::try_from(moved) else {
+            match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => continue,
+                error => return Err(error),
+            }
+        };
+        if moved == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        offset =
+            i64::try_from(moved).ok().and_then(|moved| offset.checked_add(moved)).ok_or(io::ErrorKind::InvalidInput)?;
+        // Step over what is done.
+        while let Some(first) = rest.first_mut() {
+            if moved < first.iov_len {
+                first.iov_len -= moved;
+                first.iov_base = first.iov_base.cast::<u8>().wrapping_add(moved).cast();
+                break;
+            }
+            moved -= first.iov_len;
+            rest = &mut rest[1..];
+        }
+    }
+    Ok(())
+}
+
+/// Gives the storage of a range back; it reads zeroes afterwards.
+///
+/// # Errors
+///
+/// The system's; [`io::ErrorKind::Unsupported`] where the file system cannot.
+pub fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    allocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, length)
+}
+
+/// Makes a range read zeroes, and keeps its storage.
+///
+/// # Errors
+///
+/// The system's; [`io::ErrorKind::Unsupported`] where the file system cannot.
+pub fn zero_range(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    allocate(file, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, offset, length)
+}
+
+fn allocate(file: &File, mode: i32, offset: u64, length: u64) -> io::Result<()> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let length = libc::off_t::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
+    loop {
+        // SAFETY: the call takes no pointers.
+        let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) };
+        if result == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => {}
+            error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Err(io::ErrorKind::Unsupported.into()),
+            error => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    fn image(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn test_a_writable_disk_is_for_one_and_a_read_only_one_for_readers() {
+        let image = image(&[0; 512]);
+        let reader = open(image.path(), true).unwrap();
+        assert_eq!(reader.1, 512);
+        assert!(matches!(open(image.path(), false), Err(OpenError::Locked)));
+        let second = open(image.path(), true).unwrap();
+        drop((reader, second));
+        let writer = open(image.path(), false).unwrap();
+        assert!(matches!(open(image.path(), true), Err(OpenError::Locked)));
+        assert!(matches!(open(image.path(), false), Err(OpenError::Locked)));
+        drop(writer);
+    }
+
+    #[test]
+    fn test_directories_and_devices_of_other_kinds_are_refused() {
+        assert!(matches!(open(Path::new("/"), true), Err(OpenError::WrongKind)));
+        assert!(matches!(open(Path::new("/dev/null"), true), Err(OpenError::WrongKind)));
+        assert!(matches!(open(Path::new("/no/such/file"), true), Err(OpenError::System(_))));
+    }
+
+    #[test]
+    fn test_data_goes_to_and_from_several_buffers() {
+        let image = image(b"0123456789");
+        let (file, _) = open(image.path(), false).unwrap();
+        let (mut a, mut b) = ([0_u8; 3], [0_u8; 4]);
+        let slices = [VolatileSlice::from(&mut a[..]), VolatileSlice::from(&mut b[..])];
+        read_at(&file, 2, &slices).unwrap();
+        slices[0].copy_from(b"abc");
+        write_at(&file, 0, &slices[..1]).unwrap();
+        let error = read_at(&file, 6, &slices).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        let mut all = [0; 10];
+        file.read_exact_at(&mut all, 0).unwrap();
+        assert_eq!(&all, b"abc3456789");
+    }
+
+    #[test]
+    fn test_holes_and_zeroes_read_zero_or_are_not_supported() {
+        let image = image(&[7; 8192]);
+        let (file, _) = open(image.path(), false).unwrap();
+        for (result, at) in [(punch_hole(&file, 0, 4096), 0), (zero_range(&file, 4096, 4096), 4096)] {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            match result {
+                Ok(()) => assert_eq!(byte, [0]),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::Unsupported),
+            }
+        }
+    }
+}
