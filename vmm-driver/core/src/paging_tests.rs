@@ -266,6 +266,7 @@ fn reference(guest: &TestGuest, linear: u64, access: Access) -> Result<u64, Faul
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn agrees_with_the_manuals(
         flips in prop::collection::vec((0_u32..4, prop::sample::select(vec![0, 1, 2, 5, 6, 7, 13, 63])), 0..4),

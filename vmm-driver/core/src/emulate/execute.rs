@@ -198,6 +198,9 @@ fn exchange_and_add<V: Vcpu, D: DeviceSpace>(bus: &mut Bus<'_, V, D>) -> Step<Op
 fn compare_and_exchange<V: Vcpu, D: DeviceSpace>(bus: &mut Bus<'_, V, D>) -> Step<Option<Outcome>> {
     let size = size_of(bus, 0)?;
     let to = Operand::of(bus, 0, size, true)?;
+    if matches!(to, Operand::Register(_)) {
+        return Err(bus.decoded.unsupported());
+    }
     let new = Operand::of(bus, 1, size, false)?.read(bus, size)?;
     let old = to.read(bus, size)?;
     let accumulator = Gpr::numbered(number::RAX, size);

@@ -29,9 +29,9 @@ impl Drop for TestGuest {
 
 impl TestGuest {
     /// Bytes of RAM.
-    pub const RAM: u64 = 1 << 20;
+    pub const RAM: u64 = 1 << 18;
     /// Page tables are from here on; the root is the first.
-    pub const TABLES: u64 = 0x8_0000;
+    pub const TABLES: u64 = 0x2_0000;
 
     fn new() -> Self {
         let memory = Memory::default();

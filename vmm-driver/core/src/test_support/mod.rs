@@ -1,12 +1,20 @@
 //! What tests and fuzz targets need to run core as an ordinary program: a vCPU that is a plain struct, a host in user
 //! mode, and a guest with page tables.
 
+mod comparison;
 mod guest;
 mod host;
+mod native;
 mod vcpu;
 
+pub use comparison::compare_with_cpu;
 pub use guest::TestGuest;
 pub use host::MockHost;
 pub use host::MockTimer;
 pub use host::MockWaker;
+pub use native::NATIVE_CODE;
+pub use native::NATIVE_DATA;
+pub use native::NATIVE_DATA_SIZE;
+pub use native::Native;
+pub use native::NativeState;
 pub use vcpu::TestVcpu;

@@ -2,6 +2,7 @@ mod arithmetic;
 mod control;
 mod edges;
 mod moves;
+mod native;
 mod strings;
 
 use std::collections::HashMap;

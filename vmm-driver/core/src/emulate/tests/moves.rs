@@ -85,7 +85,7 @@ fn effective_addresses() {
     let mut machine = Machine::new();
     let gprs = &mut machine.guest.vcpu.gprs;
     (gprs.rbx, gprs.rcx, gprs.r12, gprs.rsp) = (DEVICE, 3, DEVICE + 0x100, DEVICE + 0x200);
-    gprs.rbp = 0xffff_ffff_0000_0000 | DEVICE + 0x300;
+    gprs.rbp = 0xffff_ffff_0010_0300;
     for (code, offset) in [
         (&[0x8b, 0x44, 0x8b, 0x04][..], 3 * 4 + 4),    // mov eax, [rbx + rcx*4 + 4]
         (&[0x8b, 0x43, 0x7c], 0x7c),                   // mov eax, [rbx + 7ch]
