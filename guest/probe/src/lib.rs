@@ -8,6 +8,8 @@
 //! * `test=entry`: only the time stamp counter at the first instruction;
 //! * `test=NAME` of [`hostile::ALL`]: something that a guest must not get away with.
 //!
+//! `cpu=tcg` says that the CPU below is QEMU's own, whose known errors are then only noted.
+//!
 //! Modules are layered: [`cpu`], [`port`] wrap instructions; [`exception`] catches what they raise; [`apic`], [`pci`] are
 //! the devices that checks need; [`report`] prints results.
 #![no_std]

@@ -7,6 +7,7 @@ use crate::cmdline::CommandLine;
 use crate::exception;
 use crate::hostile;
 use crate::machine;
+use crate::report;
 
 /// `hvm_start_info`, version 0 (Xen `public/arch-x86/hvm/start_info.h`).
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,7 @@ pub unsafe extern "C" fn start(info: *const StartInfo, entry_tsc: u64) -> ! {
     exception::install();
     // SAFETY: by this function's contract.
     let line = unsafe { command_line(info) };
+    report::set_emulated_cpu(line.value("cpu") == Some("tcg"));
     println!("probe: entry-tsc {entry_tsc}");
     let test = line.value("test").unwrap_or("all");
     if test == "bench" {

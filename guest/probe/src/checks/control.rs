@@ -99,7 +99,10 @@ fn cr8(report: &mut Report) {
     }
     let _ = cpu::try_set_cr8(0);
     for value in [16, 0xff, 1 << 32, u64::MAX] {
-        judge(report, "CR8", value, false, cpu::try_set_cr8(value));
+        match cpu::try_set_cr8(value) {
+            Ok(()) => report.expect_of_cpu(false, format_args!("CR8 = {value:#x} is taken")),
+            Err(fault) => report.expect(fault.is_gp0(), format_args!("CR8 = {value:#x}: {fault}")),
+        }
     }
     let _ = cpu::try_set_cr8(0);
 }

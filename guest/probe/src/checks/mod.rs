@@ -5,10 +5,16 @@ use crate::exception;
 use crate::report::Outcome;
 use crate::report::Report;
 
+mod clock;
 mod control;
 mod cpuid;
+mod debug;
+mod emulation;
 mod instructions;
+mod interrupts;
 pub(crate) mod msr;
+mod ports;
+mod state;
 
 /// A check.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +26,18 @@ pub struct Check {
 }
 
 /// All checks, in the order in which they run.
-pub const ALL: &[&[Check]] = &[cpuid::CHECKS, instructions::CHECKS, control::CHECKS, msr::CHECKS];
+pub const ALL: &[&[Check]] = &[
+    cpuid::CHECKS,
+    instructions::CHECKS,
+    control::CHECKS,
+    msr::CHECKS,
+    interrupts::CHECKS,
+    debug::CHECKS,
+    ports::CHECKS,
+    clock::CHECKS,
+    state::CHECKS,
+    emulation::CHECKS,
+];
 
 /// Runs the checks that `names` names, divided by commas; all for `all`. Prints a line each, and the sum.
 pub fn run(names: &str, _line: &CommandLine) {
