@@ -14,8 +14,10 @@ pub mod engine;
 pub mod exit;
 pub mod host;
 pub mod memory;
+pub mod msr;
 pub mod paging;
 pub mod policy;
+pub mod pvclock;
 pub mod registers;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;

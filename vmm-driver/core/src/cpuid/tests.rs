@@ -39,7 +39,8 @@ pub(crate) fn all_features() -> CpuidTable {
     CpuidTable::new(everything(AMD), &CONFIG)
 }
 
-fn all_features_intel() -> CpuidTable {
+/// The same of the other vendor.
+pub(crate) fn all_features_intel() -> CpuidTable {
     CpuidTable::new(everything(INTEL), &CONFIG)
 }
 
