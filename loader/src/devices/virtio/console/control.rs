@@ -9,7 +9,7 @@ use crate::devices::virtio::VirtQueue;
 
 /// Most messages that wait for the driver. A sound driver makes us send four; one that asks without end, and does not
 /// listen, gets no more.
-const MOST_PENDING: usize = 16;
+pub(super) const MOST_PENDING: usize = 16;
 
 /// Bytes of a message: port, event, value.
 const SIZE: usize = 8;
@@ -17,12 +17,12 @@ const SIZE: usize = 8;
 const PORT: u32 = 0;
 
 /// Events.
-mod event {
-    pub(super) const DEVICE_READY: u16 = 0;
-    pub(super) const PORT_ADD: u16 = 1;
-    pub(super) const PORT_READY: u16 = 3;
-    pub(super) const PORT_OPEN: u16 = 6;
-    pub(super) const PORT_NAME: u16 = 7;
+pub(super) mod event {
+    pub(in crate::devices::virtio::console) const DEVICE_READY: u16 = 0;
+    pub(in crate::devices::virtio::console) const PORT_ADD: u16 = 1;
+    pub(in crate::devices::virtio::console) const PORT_READY: u16 = 3;
+    pub(in crate::devices::virtio::console) const PORT_OPEN: u16 = 6;
+    pub(in crate::devices::virtio::console) const PORT_NAME: u16 = 7;
 }
 
 /// The control queues' state.
