@@ -1,8 +1,10 @@
 //! The interrupt controllers: each vCPU's local APIC, the I/O APIC, and message-signalled interrupts.
 
 mod inbox;
+mod ioapic;
 mod lapic;
 mod message;
+pub mod msi;
 pub mod registers;
 mod timer;
 mod vectors;
@@ -14,6 +16,7 @@ pub use inbox::Identity;
 pub use inbox::Inbox;
 pub use inbox::Mode;
 pub use inbox::Signals;
+pub use ioapic::IoApic;
 pub use lapic::Effect;
 pub use lapic::LocalApic;
 pub use lapic::X2APIC_FIRST_MSR;
