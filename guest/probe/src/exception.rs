@@ -238,6 +238,8 @@ const DEBUG_LIMIT: usize = DEBUG_LOG.len();
 
 /// Trap flag.
 const RFLAGS_TF: u64 = 1 << 8;
+/// Interrupt flag.
+const RFLAGS_IF: u64 = 1 << 9;
 /// Resume flag.
 const RFLAGS_RF: u64 = 1 << 16;
 
@@ -257,6 +259,10 @@ extern "C" fn on_exception(frame: &mut Frame) {
         }
         if AUTO_EOI.load(Relaxed) {
             apic::end_of_interrupt();
+        }
+        // Ring 3 does not get the CPU back: it may be in a loop.
+        if frame.cs & 3 == 3 && PROBE_GUARD.load(Relaxed) != 0 {
+            unwind(frame, guard_address());
         }
         return;
     }
@@ -285,13 +291,17 @@ extern "C" fn on_exception(frame: &mut Frame) {
         println!("probe: stray exception {fault}, rsp {:#x}, cr2 {:#x}", frame.rsp, cpu::cr2());
         crate::machine::power_off();
     }
+    unwind(frame, target);
+}
+
+/// Notes what came, and goes on at `target`, in ring 0 with interrupts off.
+fn unwind(frame: &mut Frame, target: u64) {
     CAUGHT.store(true, Relaxed);
     CAUGHT_VECTOR.store(frame.vector, Relaxed);
     CAUGHT_ERROR.store(frame.error, Relaxed);
     CAUGHT_RIP.store(frame.rip, Relaxed);
     frame.rip = target;
-    frame.rflags &= !RFLAGS_TF;
-    // A fault in ring 3, or with another code segment, still goes on in ring 0.
+    frame.rflags &= !(RFLAGS_TF | RFLAGS_IF);
     frame.cs = u64::from(selector::KERNEL_CODE);
     frame.ss = u64::from(selector::KERNEL_DATA);
 }

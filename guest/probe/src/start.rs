@@ -49,7 +49,7 @@ pub unsafe extern "C" fn start(info: *const StartInfo, entry_tsc: u64) -> ! {
         bench::run(&line);
     } else if let Some(mode) = hostile::find(test) {
         println!("probe: {test}: goes ahead");
-        (mode.run)();
+        (mode.run)(&line);
         println!("probe: {test}: came back");
     } else if test != "entry" {
         checks::run(test, &line);
