@@ -43,7 +43,8 @@ pub const ID_SIZE: usize = 20;
 /// Entries of the queue.
 const QUEUE_SIZE: u16 = 256;
 /// Most data buffers of a request: a chain without header and status.
-const MOST_SEGMENTS: u32 = super::MAX_CHAIN as u32 - 2;
+const MOST_SEGMENTS: u32 = 254;
+const _: () = assert!(MOST_SEGMENTS as usize + 2 == super::MAX_CHAIN);
 /// Largest data buffer, so that no request keeps the disk busy for long.
 const LARGEST_SEGMENT: u32 = 1 << 20;
 /// Most sectors to discard or zero at once: 64 MiB, for where that means to write them.
