@@ -38,13 +38,19 @@ impl BareMetal {
     /// code model must not depend on the user's settings.
     #[must_use]
     pub fn cargo_build(&self, rustflags: &[&str]) -> Cmd {
+        self.cargo("build", rustflags)
+    }
+
+    /// The same with another subcommand than `build`: `rustc` can choose the crate type.
+    #[must_use]
+    pub fn cargo(&self, subcommand: &str, rustflags: &[&str]) -> Cmd {
         let mut path = self.cargo.parent().map_or_else(Default::default, Path::to_path_buf).into_os_string();
         if let Some(rest) = std::env::var_os("PATH") {
             path.push(":");
             path.push(rest);
         }
         Cmd::new(&self.cargo)
-            .args(["build", "--target", "x86_64-unknown-none"])
+            .args([subcommand, "--target", "x86_64-unknown-none"])
             .args(["-Zbuild-std=core,alloc", "-Zbuild-std-features=compiler-builtins-mem"])
             .env("RUSTC", &self.rustc)
             // -Z options on a stable compiler: both toolchains pair the compiler with exactly its

@@ -30,6 +30,10 @@ u64 covisor_ram_page(void *handle, u64 offset);
 void covisor_call_on_cpu(const void *call);
 void covisor_timer_expired(const void *function, const void *argument);
 
+/* covisor_power.c */
+int covisor_power_start(void);
+void covisor_power_stop(void);
+
 /* C, called by Rust. Thread context if not said otherwise. */
 void *covisor_host_allocate(size_t size, bool zeroed);
 void covisor_host_deallocate(void *memory);

@@ -149,15 +149,25 @@ static int __init module_start(void)
 	error = covisor_module_init();
 	if (error)
 		return error;
+	error = covisor_power_start();
+	if (error)
+		goto no_power;
 	error = misc_register(&device);
 	if (error)
-		covisor_module_exit();
+		goto no_device;
+	return 0;
+
+no_device:
+	covisor_power_stop();
+no_power:
+	covisor_module_exit();
 	return error;
 }
 
 static void __exit module_end(void)
 {
 	misc_deregister(&device);
+	covisor_power_stop();
 	covisor_module_exit();
 }
 

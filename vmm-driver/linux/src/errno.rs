@@ -7,7 +7,6 @@ use covisor_core::device::CallError;
 pub(crate) const ENOENT: c_int = -2;
 pub(crate) const EINTR: c_int = -4;
 pub(crate) const ENOMEM: c_int = -12;
-pub(crate) const EFAULT: c_int = -14;
 pub(crate) const EBUSY: c_int = -16;
 pub(crate) const EEXIST: c_int = -17;
 pub(crate) const ENODEV: c_int = -19;
@@ -26,6 +25,5 @@ pub(crate) fn of_call(error: CallError) -> c_int {
         CallError::Version => EPROTO,
         CallError::NotFound => ENOENT,
         CallError::Exists => EEXIST,
-        CallError::Fault => EFAULT,
     }
 }

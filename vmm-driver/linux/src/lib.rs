@@ -77,7 +77,6 @@ pub unsafe extern "C" fn covisor_module_init() -> c_int {
         log::error!("this machine's time stamp counter cannot be used as a clock, and guests need it");
         return errno::ENODEV;
     }
-    covisor_core::emulate::warm_up();
     match make_driver() {
         Ok(driver) => {
             // SAFETY: nobody else uses the slot yet.
@@ -95,7 +94,21 @@ pub unsafe extern "C" fn covisor_module_init() -> c_int {
 #[cfg_attr(target_os = "none", unsafe(no_mangle))]
 pub unsafe extern "C" fn covisor_module_exit() {
     // SAFETY: nobody else uses the slot any more.
-    unsafe { *DRIVER.0.get() = None };
+    if let Some(driver) = unsafe { (*DRIVER.0.get()).take() } {
+        drop(driver);
+    }
+}
+
+/// The machine sleeps or goes down, or a CPU comes back: no CPU may count as switched on.
+///
+/// # Safety
+/// The module is loaded, and stays so until the return.
+#[cfg_attr(target_os = "none", unsafe(no_mangle))]
+pub unsafe extern "C" fn covisor_power_down() {
+    // SAFETY: the slot is not written between the module's start and its end.
+    if let Some(driver) = unsafe { (*DRIVER.0.get()).as_ref() } {
+        driver.power_down();
+    }
 }
 
 /// The device was opened: gives its handle.
