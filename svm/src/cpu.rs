@@ -17,7 +17,7 @@ use crate::vcpu::SvmVcpu;
 /// `VM_HSAVE_PA`: where VMRUN saves the host (15.30.4).
 const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
 /// `TSC_AUX`. Windows checks that nobody changes it.
-const MSR_TSC_AUX: u32 = 0xc000_0103;
+pub(crate) const MSR_TSC_AUX: u32 = 0xc000_0103;
 /// `IA32_XSS`.
 const MSR_XSS: u32 = 0xda0;
 /// DR7 after #VMEXIT: nothing enabled.

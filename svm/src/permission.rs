@@ -3,26 +3,12 @@
 use covisor_core::host::Block;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
+use covisor_core::msr::PASSED_THROUGH;
 
 /// The I/O map takes 12 KiB: 64 Ki ports at a bit each, and the third page for accesses that run over port 0xffff.
 const IO_ORDER: u32 = 2;
 /// The MSR map takes 8 KiB: three ranges of 8 Ki MSRs at two bits each, and a reserved quarter.
 const MSR_ORDER: u32 = 1;
-
-/// MSRs that the guest reads and writes without an exit: VMLOAD and VMSAVE switch them with the guest, and the CPU checks
-/// their values (non-canonical addresses fault in the guest).
-const GUEST_OWNED: [u32; 10] = [
-    0x174,       // SYSENTER_CS
-    0x175,       // SYSENTER_ESP
-    0x176,       // SYSENTER_EIP
-    0xc000_0081, // STAR
-    0xc000_0082, // LSTAR
-    0xc000_0083, // CSTAR
-    0xc000_0084, // SFMASK
-    0xc000_0100, // FS_BASE
-    0xc000_0101, // GS_BASE
-    0xc000_0102, // KERNEL_GS_BASE
-];
 
 /// The two maps.
 #[derive(Debug)]
@@ -43,7 +29,7 @@ fn msr_bit(msr: u32) -> Option<(usize, u8)> {
 }
 
 impl PermissionMaps {
-    /// Everything exits but [`GUEST_OWNED`].
+    /// Everything exits but [`PASSED_THROUGH`].
     pub(crate) fn new<H: Host>() -> Result<Self, OutOfMemory> {
         let io = H::alloc_block(IO_ORDER).ok_or(OutOfMemory)?;
         let Some(msr) = H::alloc_block(MSR_ORDER) else {
@@ -81,7 +67,7 @@ impl PermissionMaps {
 
 fn fill_msr_map(map: &mut [u8]) {
     map.fill(0xff);
-    for (byte, bit) in GUEST_OWNED.into_iter().filter_map(msr_bit) {
+    for (byte, bit) in PASSED_THROUGH.into_iter().filter_map(msr_bit) {
         map[byte] &= !(3 << bit);
     }
 }
@@ -91,13 +77,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn test_attack_every_msr_exits_but_the_guest_owned() {
+    fn test_attack_every_msr_exits_but_those_passed_through() {
         let mut map = vec![0; 4096 << MSR_ORDER];
         fill_msr_map(&mut map);
         let ranges = [0..=0x1fff, 0xc000_0000..=0xc000_1fff, 0xc001_0000..=0xc001_1fff];
         for msr in ranges.into_iter().flatten() {
             let (byte, bit) = msr_bit(msr).unwrap();
-            let expected = if GUEST_OWNED.contains(&msr) { 0 } else { 3 };
+            let expected = if PASSED_THROUGH.contains(&msr) { 0 } else { 3 };
             assert_eq!(map[byte] >> bit & 3, expected, "MSR {msr:#x}");
         }
         assert!(map[0x1800..].iter().all(|byte| *byte == 0xff), "the reserved quarter stays closed");

@@ -16,6 +16,7 @@ use covisor_core::xstate::Area;
 use covisor_core::xstate::ExtendedState;
 
 use crate::asid::Assigned;
+use crate::cpu::MSR_TSC_AUX;
 use crate::event;
 use crate::exit_code;
 use crate::features::EFER_SVME;
@@ -466,11 +467,11 @@ impl Vcpu for SvmVcpu {
     }
 
     fn set_tsc_aux(&mut self, value: u32) {
-        assert!(
-            !self.loaded,
-            "TSC_AUX is set while the host's is loaded, so that unload() compares with what is there"
-        );
         self.tsc_aux = value;
+        if self.loaded {
+            // SAFETY: core offers TSC_AUX only where the CPU has it, and the host's value is loaded again with the host.
+            unsafe { insn::wrmsr(MSR_TSC_AUX, u64::from(value)) };
+        }
     }
 
     #[inline]

@@ -211,6 +211,8 @@ pub trait Vcpu {
     fn interrupt_shadow(&self) -> bool;
     /// Ends that, or starts it.
     fn set_interrupt_shadow(&mut self, value: bool);
+    /// Whether the guest is in an NMI's handler, so that the next NMI waits for its IRET.
+    fn nmi_blocked(&self) -> bool;
     /// Address of the instruction after the one that left the guest, where the CPU tells.
     fn next_rip(&self) -> Option<u64>;
 

@@ -89,6 +89,20 @@ pub trait Host: Sized + Send + Sync + 'static {
     /// Ends [`Host::preempt_off`].
     fn preempt_on();
 
+    /// Interrupts of this CPU off. They were on, and preemption is off.
+    #[inline]
+    fn interrupts_off() {
+        // SAFETY: drivers run in ring 0; who calls switches them on again.
+        unsafe { core::arch::asm!("cli", options(nostack)) };
+    }
+
+    /// Interrupts of this CPU on again.
+    #[inline]
+    fn interrupts_on() {
+        // SAFETY: undoes interrupts_off().
+        unsafe { core::arch::asm!("sti", options(nostack)) };
+    }
+
     /// Whether the host wants this CPU for another thread, or a signal waits for this one. Interrupts may be off.
     fn must_yield() -> bool;
 

@@ -9,16 +9,25 @@ extern crate alloc;
 
 pub mod apic;
 pub mod cpuid;
+pub mod device;
+mod doorbell;
 pub mod emulate;
 pub mod engine;
+mod engine_slot;
 pub mod exit;
+mod exits;
 pub mod host;
 pub mod memory;
 pub mod msr;
 pub mod paging;
 pub mod policy;
 pub mod pvclock;
+mod rare_exits;
 pub mod registers;
+mod run;
+mod state;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
+mod vcpu;
+mod vm;
 pub mod xstate;

@@ -39,14 +39,16 @@ struct Region {
     size: u64,
     /// The blocks in their order; together they are `size` bytes.
     blocks: Vec<Block>,
+    /// Where each block starts in the region.
+    starts: Vec<u64>,
     /// Kernel address of each page: the way from an address to memory is one index.
     pages: Vec<NonNull<u8>>,
 }
 
-/// The guest's memory map. Read-only once a vCPU has run.
+/// The guest's memory map. Regions are only ever added, so looking one up takes no lock.
 #[derive(Default)]
 pub struct Memory {
-    regions: Vec<Region>,
+    regions: [spin::Once<Region>; MAX_REGIONS],
 }
 
 // SAFETY: the pointers are to pages that the map owns and that stay where they are until it is dropped; all accesses
@@ -57,74 +59,71 @@ unsafe impl Sync for Memory {}
 
 impl core::fmt::Debug for Memory {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_list().entries(self.regions.iter().map(|region| (region.gpa, region.size))).finish()
+        f.debug_list().entries(self.regions().map(|region| (region.gpa, region.size))).finish()
     }
 }
 
 impl Memory {
     /// Checks a region against the rules of [`covisor_abi::MemoryAdd`] and this map.
-    fn check(&self, gpa: u64, size: u64) -> Result<(), RegionError> {
+    fn check(&self, gpa: u64, size: u64) -> Result<usize, RegionError> {
         let whole = size != 0 && gpa % PAGE_SIZE == 0 && size % PAGE_SIZE == 0;
         let end =
             gpa.checked_add(size).filter(|end| whole && *end <= GUEST_PHYSICAL_LIMIT).ok_or(RegionError::Malformed)?;
         let over = |start: u64, length: u64| gpa < start + length && start < end;
         if over(LOCAL_APIC_BASE, PAGE_SIZE)
             || over(IO_APIC_BASE, PAGE_SIZE)
-            || self.regions.iter().any(|region| over(region.gpa, region.size))
+            || self.regions().any(|region| over(region.gpa, region.size))
         {
             return Err(RegionError::Overlap);
         }
-        if self.regions.len() == MAX_REGIONS {
-            return Err(RegionError::TooMany);
-        }
-        Ok(())
+        let index = self.regions().count();
+        if index < MAX_REGIONS { Ok(index) } else { Err(RegionError::TooMany) }
     }
 
-    /// Allocates a region, in 2 MiB blocks where the host has them and the address allows. Returns its index.
+    #[inline]
+    fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.regions.iter().map_while(spin::Once::get)
+    }
+
+    /// Allocates a region, in 2 MiB blocks where the host has them and the address allows. Returns its blocks. The caller
+    /// sees to it that no two calls run at the same time.
     ///
     /// # Errors
     /// [`RegionError`]; nothing is kept then.
-    pub fn add<H: Host>(&mut self, gpa: u64, size: u64) -> Result<usize, RegionError> {
-        self.check(gpa, size)?;
-        let mut region = Region { gpa, size, blocks: Vec::new(), pages: Vec::new() };
-        match region.fill::<H>() {
-            Ok(()) => {
-                self.regions.try_reserve(1).map_err(|_| OutOfMemory).inspect_err(|_| region.free::<H>())?;
-                self.regions.push(region);
-                Ok(self.regions.len() - 1)
-            }
-            Err(error) => {
-                region.free::<H>();
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Takes the last region away again and frees it.
-    pub fn remove_last<H: Host>(&mut self) {
-        if let Some(mut region) = self.regions.pop() {
+    pub fn add<H: Host>(&self, gpa: u64, size: u64) -> Result<&[Block], RegionError> {
+        let index = self.check(gpa, size)?;
+        let mut region = Region { gpa, size, blocks: Vec::new(), starts: Vec::new(), pages: Vec::new() };
+        if let Err(error) = region.fill::<H>() {
             region.free::<H>();
+            return Err(error.into());
         }
-    }
-
-    /// The blocks of a region, with the guest-physical address of the first.
-    #[must_use]
-    pub fn blocks(&self, index: usize) -> Option<(u64, &[Block])> {
-        self.regions.get(index).map(|region| (region.gpa, region.blocks.as_slice()))
+        Ok(&self.regions[index].call_once(|| region).blocks)
     }
 
     /// Frees everything. The owner calls it exactly once, when no vCPU can run any more.
     pub fn free<H: Host>(&mut self) {
-        for mut region in self.regions.drain(..) {
-            region.free::<H>();
+        for region in &mut self.regions {
+            if let Some(region) = region.get_mut() {
+                region.free::<H>();
+            }
         }
+        *self = Self::default();
     }
 
-    /// Kernel address of the byte at `gpa`, and how many bytes follow in the same page (itself included).
+    /// Host-physical address of the page at `gpa`.
+    #[must_use]
+    pub fn phys(&self, gpa: u64) -> Option<u64> {
+        let region = self.regions().find(|region| gpa.wrapping_sub(region.gpa) < region.size)?;
+        let offset = (gpa - region.gpa) & !(PAGE_SIZE - 1);
+        let index = region.starts.partition_point(|start| *start <= offset).checked_sub(1)?;
+        Some(region.blocks.get(index)?.phys + (offset - region.starts.get(index)?))
+    }
+
+    /// Kernel address of the page that `gpa` is in.
     #[inline]
     #[must_use]
     pub fn page(&self, gpa: u64) -> Option<NonNull<u8>> {
-        for region in &self.regions {
+        for region in self.regions() {
             let offset = gpa.wrapping_sub(region.gpa);
             if offset < region.size {
                 #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits where this driver runs")]
@@ -132,6 +131,14 @@ impl Memory {
             }
         }
         None
+    }
+
+    /// The region that `gpa` is in, for many look-ups in a row.
+    #[inline]
+    #[must_use]
+    pub fn view(&self, gpa: u64) -> Option<View<'_>> {
+        let region = self.regions().find(|region| gpa.wrapping_sub(region.gpa) < region.size)?;
+        Some(View { gpa: region.gpa, pages: &region.pages })
     }
 
     /// Pointer to `size` bytes at `gpa` that do not cross a page.
@@ -199,6 +206,34 @@ impl Memory {
     }
 }
 
+/// RAM at consecutive guest-physical addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    gpa: u64,
+    pages: &'a [NonNull<u8>],
+}
+
+impl View<'_> {
+    /// Kernel address of the page that `gpa` is in, if this view has it.
+    #[inline]
+    #[must_use]
+    pub fn page(&self, gpa: u64) -> Option<NonNull<u8>> {
+        let number = gpa.wrapping_sub(self.gpa) / PAGE_SIZE;
+        #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits where this driver runs")]
+        self.pages.get(number as usize).copied()
+    }
+
+    /// The 8 bytes with this number, modulo 512, in the page that `table` is in: an entry of a page table.
+    #[inline]
+    #[must_use]
+    pub fn read_entry(&self, table: u64, number: u64) -> Option<u64> {
+        #[expect(clippy::cast_possible_truncation, reason = "below 512")]
+        let number = (number % (PAGE_SIZE / 8)) as usize;
+        // SAFETY: a page has 512 times 8 bytes; volatile, for the guest may write them at this moment.
+        self.page(table).map(|page| unsafe { page.cast::<u64>().add(number).read_volatile() })
+    }
+}
+
 impl Region {
     fn fill<H: Host>(&mut self) -> Result<(), OutOfMemory> {
         #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits where this driver runs")]
@@ -207,10 +242,12 @@ impl Region {
         let mut offset = 0;
         while offset < self.size {
             self.blocks.try_reserve(1).map_err(|_| OutOfMemory)?;
+            self.starts.try_reserve(1).map_err(|_| OutOfMemory)?;
             let fits = (self.gpa + offset) % large == 0 && self.size - offset >= large;
             let block = if fits { H::alloc_block(ORDER_2M) } else { None };
             let block = block.or_else(|| H::alloc_block(0)).ok_or(OutOfMemory)?;
             self.blocks.push(block);
+            self.starts.push(offset);
             for page in 0..1_usize << block.order {
                 // SAFETY: the block has 2^order pages.
                 self.pages.push(unsafe { block.virt.add(page << 12) });

@@ -87,6 +87,64 @@ const RACES: u32 = 16;
 /// [`Fault`]. The caller sets CR2 where the fault goes to the guest.
 #[inline]
 pub fn translate<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64, access: Access) -> Result<u64, Fault> {
+    match translate_usual(vcpu, memory, linear, access) {
+        Some(gpa) => Ok(gpa),
+        None => translate_any(vcpu, memory, linear, access),
+    }
+}
+
+/// The usual case, in few instructions: long mode with no-execute on, all tables in one region of RAM, nothing to mark
+/// as accessed or dirty, and rights that need no look at CR0, CR4 or the flags. `None` says nothing.
+#[expect(clippy::inline_always, reason = "an access known when compiling folds half of it away")]
+#[inline(always)]
+fn translate_usual<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64, access: Access) -> Option<u64> {
+    const MODE: u64 = Efer::LMA.bits() | Efer::NXE.bits();
+    if vcpu.efer() & MODE != MODE {
+        return None;
+    }
+    let view = memory.view(vcpu.cr3())?;
+    let mut value = view.read_entry(vcpu.cr3() & entry::ADDRESS, linear >> 39)?;
+    // A large page is not possible there. What else may be wrong with an entry shows at the end: an address that is
+    // none leads to some other word of RAM, or out of the view.
+    let (mut all, mut any) = (value, value & entry::LARGE);
+    let mut shift = 39;
+    while shift > 12 {
+        shift -= 9;
+        value = view.read_entry(value & entry::ADDRESS, linear >> shift)?;
+        all &= value;
+        any |= value & entry::NO_EXECUTE;
+        if shift > 12 && value & entry::LARGE != 0 {
+            if has_reserved_large(value, shift) {
+                return None;
+            }
+            break;
+        }
+    }
+    let mut required = entry::PRESENT | entry::ACCESSED;
+    let mut looked_at = required | entry::USER;
+    if access.user {
+        required |= entry::USER;
+    }
+    if access.write {
+        required |= entry::WRITABLE;
+        looked_at |= entry::WRITABLE;
+    }
+    let mut unusual = (all ^ required) & looked_at;
+    if access.fetch {
+        unusual |= any;
+    } else {
+        unusual |= any & entry::LARGE;
+    }
+    if access.write {
+        unusual |= !value & entry::DIRTY;
+    }
+    let offset = (1 << shift) - 1;
+    (unusual == 0).then_some(value & entry::ADDRESS & !offset | linear & offset)
+}
+
+/// Every case.
+#[cold]
+fn translate_any<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64, access: Access) -> Result<u64, Fault> {
     let cr0 = vcpu.cr0();
     if cr0 & Cr0::CR0_ENABLE_PAGING.bits() as u64 == 0 {
         return Ok(linear & 0xffff_ffff);
@@ -382,21 +440,34 @@ pub fn linear_rip<V: Vcpu>(vcpu: &V) -> u64 {
     }
 }
 
-/// Pointer to the code at `linear`, and how many bytes of it are in the same page.
-#[inline]
-fn code<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64) -> Result<(NonNull<u8>, usize), FetchFault> {
+/// Pointer to the code at `linear`, in the usual case.
+#[expect(clippy::inline_always, reason = "see translate_usual")]
+#[inline(always)]
+fn code_usual<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64) -> Option<NonNull<u8>> {
     let access = Access { write: false, fetch: true, user: vcpu.cpl() == 3 };
-    match translate(vcpu, memory, linear, access) {
-        Ok(gpa) => match memory.page(gpa) {
-            Some(page) => {
-                let offset = (gpa % PAGE_SIZE) as usize;
-                // SAFETY: the page has PAGE_SIZE bytes and offset is below that.
-                Ok((unsafe { page.add(offset) }, 4096 - offset))
-            }
-            None => Err(FetchFault::OutsideRam(gpa)),
-        },
-        Err(fault) => Err(FetchFault::Translation(linear, fault)),
-    }
+    let gpa = translate_usual(vcpu, memory, linear, access)?;
+    memory.page(gpa).map(|page| byte_of(page, gpa))
+}
+
+/// Pointer to the code at `linear`.
+#[cold]
+fn code<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64) -> Result<NonNull<u8>, FetchFault> {
+    let access = Access { write: false, fetch: true, user: vcpu.cpl() == 3 };
+    let gpa = translate_any(vcpu, memory, linear, access).map_err(|fault| FetchFault::Translation(linear, fault))?;
+    memory.page(gpa).map(|page| byte_of(page, gpa)).ok_or(FetchFault::OutsideRam(gpa))
+}
+
+/// The byte at `gpa`, whose page this is.
+#[inline]
+fn byte_of(page: NonNull<u8>, gpa: u64) -> NonNull<u8> {
+    // SAFETY: the page has PAGE_SIZE bytes and the offset is below that.
+    unsafe { page.add((gpa % PAGE_SIZE) as usize) }
+}
+
+/// How many bytes there are from a linear address to the end of its page.
+#[inline]
+const fn left_in_page(linear: u64) -> usize {
+    (PAGE_SIZE - linear % PAGE_SIZE) as usize
 }
 
 /// Eight bytes at any address.
@@ -404,22 +475,18 @@ fn code<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64) -> Result<(NonNull<u8>,
 #[repr(C, packed)]
 struct Word(u64);
 
-/// The first 8 bytes of the current instruction in memory order, for a quick look at its opcode; fewer, and zeros, where
-/// its page ends before.
-///
-/// # Errors
-/// [`FetchFault`].
-#[inline]
-pub fn peek<V: Vcpu>(vcpu: &V, memory: &Memory) -> Result<[u8; 8], FetchFault> {
-    let (pointer, available) = code(vcpu, memory, linear_rip(vcpu))?;
-    if available >= 8 {
-        // SAFETY: 8 bytes of a guest page follow the pointer, and Word needs no alignment; volatile, for the guest may
-        // write them at this moment.
-        return Ok(unsafe { pointer.cast::<Word>().read_volatile() }.0.to_le_bytes());
+/// The first 8 bytes of the current instruction, for a quick look at its opcode: the first is the lowest byte. Says
+/// nothing where its page ends before or another case is unusual; [`fetch`] does then.
+#[must_use]
+pub fn peek<V: Vcpu>(vcpu: &V, memory: &Memory) -> Option<u64> {
+    let linear = linear_rip(vcpu);
+    if left_in_page(linear) < 8 {
+        return None;
     }
-    let mut bytes = [0; 8];
-    copy_code(pointer, &mut bytes[..available]);
-    Ok(bytes)
+    let pointer = code_usual(vcpu, memory, linear)?;
+    // SAFETY: 8 bytes of a guest page follow the pointer, and Word needs no alignment; volatile, for the guest may write
+    // them at this moment.
+    Some(unsafe { pointer.cast::<Word>().read_volatile() }.0)
 }
 
 /// Copies code; as many bytes as `bytes` has are in the page.
@@ -437,7 +504,12 @@ fn copy_code(pointer: NonNull<u8>, bytes: &mut [u8]) {
 /// [`FetchFault`].
 #[inline]
 pub fn fetch<V: Vcpu>(vcpu: &V, memory: &Memory, bytes: &mut [u8; MAX_INSTRUCTION]) -> Result<usize, FetchFault> {
-    let (pointer, available) = code(vcpu, memory, linear_rip(vcpu))?;
+    let linear = linear_rip(vcpu);
+    let available = left_in_page(linear);
+    let pointer = match code_usual(vcpu, memory, linear) {
+        Some(pointer) => pointer,
+        None => code(vcpu, memory, linear)?,
+    };
     if available >= MAX_INSTRUCTION {
         // SAFETY: 15 bytes of a guest page follow the pointer, and Word needs no alignment; volatile, for the guest may
         // write them at this moment.
@@ -467,7 +539,7 @@ pub fn fetch_rest<V: Vcpu>(
     if code_size(vcpu) != CodeSize::Bits64 {
         linear &= 0xffff_ffff;
     }
-    let (pointer, _) = code(vcpu, memory, linear)?;
+    let pointer = code(vcpu, memory, linear)?;
     // The next page starts here and holds all that is missing.
     copy_code(pointer, rest);
     Ok(MAX_INSTRUCTION)

@@ -10,6 +10,10 @@ use static_assertions::const_assert_eq;
 pub use x86::bits64::rflags::RFlags;
 pub use x86::controlregs::Cr0;
 pub use x86::controlregs::Cr4;
+use zerocopy::FromBytes;
+use zerocopy::Immutable;
+use zerocopy::IntoBytes;
+use zerocopy::KnownLayout;
 
 bitflags! {
     /// `IA32_EFER` (APM vol. 2, 3.1.7).
@@ -35,7 +39,7 @@ bitflags! {
 }
 
 /// The general registers, in the order of the instruction encoding.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Gprs {
     /// RAX.
@@ -77,47 +81,32 @@ const_assert_eq!(offset_of!(Gprs, rdi), 7 * 8);
 impl Gprs {
     /// The registers by their number in the instruction encoding.
     #[must_use]
+    pub fn as_array(&self) -> &[u64; 16] {
+        zerocopy::transmute_ref!(self)
+    }
+
+    /// A copy of the registers by their number.
+    #[must_use]
     pub fn to_array(&self) -> [u64; 16] {
-        [
-            self.rax, self.rcx, self.rdx, self.rbx, self.rsp, self.rbp, self.rsi, self.rdi, self.r8, self.r9, self.r10,
-            self.r11, self.r12, self.r13, self.r14, self.r15,
-        ]
+        *self.as_array()
     }
 
     /// Register `number` of the instruction encoding; only its low four bits count.
     #[must_use]
     pub fn get_mut(&mut self, number: usize) -> &mut u64 {
-        match number & 15 {
-            0 => &mut self.rax,
-            1 => &mut self.rcx,
-            2 => &mut self.rdx,
-            3 => &mut self.rbx,
-            4 => &mut self.rsp,
-            5 => &mut self.rbp,
-            6 => &mut self.rsi,
-            7 => &mut self.rdi,
-            8 => &mut self.r8,
-            9 => &mut self.r9,
-            10 => &mut self.r10,
-            11 => &mut self.r11,
-            12 => &mut self.r12,
-            13 => &mut self.r13,
-            14 => &mut self.r14,
-            _ => &mut self.r15,
-        }
+        let registers: &mut [u64; 16] = zerocopy::transmute_mut!(self);
+        &mut registers[number & 15]
     }
 
     /// The value of register `number`.
     #[must_use]
     pub fn get(&self, number: usize) -> u64 {
-        self.to_array()[number & 15]
+        self.as_array()[number & 15]
     }
 
     /// Sets all registers, by their number.
     pub fn set_array(&mut self, values: &[u64; 16]) {
-        for (number, value) in values.iter().enumerate() {
-            *self.get_mut(number) = *value;
-        }
+        *self = zerocopy::transmute!(*values);
     }
 
     /// EDX:EAX as one value, as RDMSR, WRMSR and XSETBV use them.

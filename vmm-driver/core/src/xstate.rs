@@ -74,15 +74,15 @@ impl ExtendedState {
         Self { method: if optimized { Method::Xsaveopt } else { Method::Xsave }, host_xcr0, size }
     }
 
-    /// The most that a guest's XCR0 can be.
+    /// The most that a guest's XCR0 can be; 0 where guests cannot have XSAVE.
     #[must_use]
-    pub const fn host_xcr0(&self) -> u64 {
-        self.host_xcr0
+    pub fn guest_xcr0(&self) -> u64 {
+        if self.has_xsave() { self.host_xcr0 } else { 0 }
     }
 
     /// Whether guests can have XSAVE at all.
     #[must_use]
-    pub fn has_xsave(&self) -> bool {
+    fn has_xsave(&self) -> bool {
         self.method != Method::Fxsave
     }
 
@@ -104,7 +104,7 @@ impl ExtendedState {
     /// Saves the host's state into `host` and loads the guest's.
     ///
     /// # Safety
-    /// In ring 0, interrupts off; `guest_xcr0` is valid here and within [`ExtendedState::host_xcr0`]; both areas are of this
+    /// In ring 0, interrupts off; `guest_xcr0` is valid here and within the host's; both areas are of this
     /// CPU model. Until [`ExtendedState::leave`] nobody uses extended state.
     #[inline]
     pub unsafe fn enter(&self, host: &mut Area, guest: &Area, guest_xcr0: u64) {

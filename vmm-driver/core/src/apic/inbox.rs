@@ -98,6 +98,7 @@ pub struct Inbox {
     identity: AtomicU64,
 }
 
+const WORDS: u32 = 0xf;
 const NMI: u32 = 1 << 4;
 const INIT: u32 = 1 << 5;
 const START_UP: u32 = 1 << 6;
@@ -179,11 +180,12 @@ impl Inbox {
             return Signals::default();
         }
         let pending = self.pending.swap(0, Ordering::AcqRel);
-        for word in 0..self.vectors.len() {
-            if pending & 1 << word != 0 {
-                let posted = self.vectors[word].swap(0, Ordering::AcqRel);
-                vectors(word, posted, self.level[word].load(Ordering::Relaxed));
-            }
+        let mut words = pending & WORDS;
+        while words != 0 {
+            let word = words.trailing_zeros() as usize;
+            words &= words - 1;
+            let posted = self.vectors[word].swap(0, Ordering::AcqRel);
+            vectors(word, posted, self.level[word].load(Ordering::Relaxed));
         }
         Signals {
             nmi: pending & NMI != 0,

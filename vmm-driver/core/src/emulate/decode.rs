@@ -110,8 +110,7 @@ pub fn length_of_current<V: Vcpu>(vcpu: &mut V, memory: &Memory, expected: &[u8]
     if let Some(next) = vcpu.next_rip() {
         return Ok(next);
     }
-    let first = peek(vcpu, memory).map_err(|fault| fetch_fault(vcpu, fault))?;
-    if first.starts_with(expected) {
+    if peek(vcpu, memory).is_some_and(|first| first.to_le_bytes().starts_with(expected)) {
         return Ok(advance(code_size(vcpu), vcpu.rip(), expected.len()));
     }
     decode_length(vcpu, memory, expected)

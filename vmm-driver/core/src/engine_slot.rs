@@ -1,0 +1,137 @@
+//! An engine in the driver: made when the driver is loaded, switched on per CPU when a VM first runs there, and off
+//! everywhere when the last VM is gone.
+
+use alloc::vec::Vec;
+use core::cell::UnsafeCell;
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering;
+
+use covisor_abi::EngineStatus;
+
+use crate::engine::Engine;
+use crate::host::Host;
+use crate::host::OutOfMemory;
+
+/// One physical CPU of an engine.
+struct CpuSlot<E: Engine> {
+    enabled: AtomicBool,
+    cpu: UnsafeCell<E::Cpu>,
+}
+
+// SAFETY: the cell is touched only on the CPU that it belongs to, with interrupts off (`enable_here`, `disable_here`,
+// `cpu_here`), or with &mut self.
+unsafe impl<E: Engine> Sync for CpuSlot<E> {}
+
+/// An engine and its physical CPUs.
+pub(crate) struct EngineSlot<E: Engine> {
+    engine: E,
+    cpus: Vec<CpuSlot<E>>,
+    /// VMs that exist.
+    users: AtomicU32,
+}
+
+impl<E: Engine> EngineSlot<E> {
+    pub(crate) fn new<H: Host>() -> Result<Self, OutOfMemory> {
+        let mut slot = Self { engine: E::new::<H>()?, cpus: Vec::new(), users: AtomicU32::new(0) };
+        if slot.cpus.try_reserve_exact(H::cpu_limit()).is_err() {
+            slot.free::<H>();
+            return Err(OutOfMemory);
+        }
+        for _ in 0..H::cpu_limit() {
+            match slot.engine.cpu_new::<H>() {
+                Ok(cpu) => slot.cpus.push(CpuSlot { enabled: AtomicBool::new(false), cpu: UnsafeCell::new(cpu) }),
+                Err(error) => {
+                    slot.free::<H>();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(slot)
+    }
+
+    /// Frees it; no VM exists.
+    pub(crate) fn free<H: Host>(self) {
+        for slot in self.cpus {
+            self.engine.cpu_drop::<H>(slot.cpu.into_inner());
+        }
+        self.engine.free::<H>();
+    }
+
+    pub(crate) fn engine(&self) -> &E {
+        &self.engine
+    }
+
+    /// Whether the engine can run here. While VMs exist it does.
+    pub(crate) fn status<H: Host>(&self) -> EngineStatus {
+        if self.users.load(Ordering::SeqCst) != 0 {
+            return EngineStatus::Usable;
+        }
+        H::preempt_off();
+        let status = E::status();
+        H::preempt_on();
+        status
+    }
+
+    /// One VM more.
+    pub(crate) fn acquire(&self) {
+        self.users.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// One VM less; the last one gives the extension back on every CPU.
+    pub(crate) fn release<H: Host>(&self) {
+        if self.users.fetch_sub(1, Ordering::SeqCst) == 1 {
+            H::on_each_cpu(Self::disable_callback::<H>, core::ptr::from_ref(self).cast());
+        }
+    }
+
+    /// Switches the extension off on every CPU, though VMs may exist: the machine sleeps or goes down. It comes back by
+    /// itself when a vCPU runs again.
+    pub(crate) fn power_down<H: Host>(&self) {
+        H::on_each_cpu(Self::power_down_callback::<H>, core::ptr::from_ref(self).cast());
+    }
+
+    fn disable_callback<H: Host>(slot: *const ()) {
+        // SAFETY: release() passed a reference to a slot, and waits for this.
+        let slot = unsafe { &*slot.cast::<Self>() };
+        // A VM may have come since; then the extension stays.
+        if slot.users.load(Ordering::SeqCst) == 0 {
+            slot.disable_here::<H>();
+        }
+    }
+
+    fn power_down_callback<H: Host>(slot: *const ()) {
+        // SAFETY: power_down() passed a reference to a slot, and waits for this.
+        unsafe { &*slot.cast::<Self>() }.disable_here::<H>();
+    }
+
+    fn disable_here<H: Host>(&self) {
+        let Some(slot) = self.cpus.get(H::cpu()) else { return };
+        if slot.enabled.swap(false, Ordering::Relaxed) {
+            // SAFETY: called on this CPU with interrupts off, so no vCPU is loaded here and nobody else has the cell; it was
+            // enabled.
+            unsafe { self.engine.cpu_disable(&mut *slot.cpu.get()) };
+        }
+    }
+
+    /// This CPU's part, with the extension on.
+    ///
+    /// # Errors
+    /// The status that stands against it.
+    ///
+    /// # Safety
+    /// Interrupts are off, and stay so while the reference lives; no other lives.
+    #[inline]
+    #[expect(clippy::mut_from_ref, reason = "the cell belongs to this CPU, see the safety contract")]
+    pub(crate) unsafe fn cpu_here<H: Host>(&self) -> Result<&mut E::Cpu, EngineStatus> {
+        let slot = self.cpus.get(H::cpu()).ok_or(EngineStatus::CpuLacks)?;
+        // SAFETY: by the caller.
+        let cpu = unsafe { &mut *slot.cpu.get() };
+        if !slot.enabled.load(Ordering::Relaxed) {
+            // SAFETY: on the CPU, interrupts off, not enabled yet.
+            unsafe { self.engine.cpu_enable(cpu)? };
+            slot.enabled.store(true, Ordering::Relaxed);
+        }
+        Ok(cpu)
+    }
+}

@@ -1,0 +1,165 @@
+//! Exits that are rare enough to be away from the others: control and debug registers, XSETBV, exceptions, ends.
+
+use covisor_abi::ExitReason;
+
+use crate::emulate;
+use crate::emulate::Cause;
+use crate::emulate::ControlAccess;
+use crate::emulate::ControlOperation;
+use crate::emulate::Register;
+use crate::emulate::opcode;
+use crate::engine::Engine;
+use crate::engine::Next;
+use crate::engine::Vcpu;
+use crate::exit::Exception;
+use crate::exit::Exit;
+use crate::exits::Handler;
+use crate::host::Host;
+use crate::paging;
+use crate::policy;
+use crate::policy::Control;
+use crate::registers::CodeSize;
+use crate::registers::Cr0;
+
+/// CR0's low four bits, which LMSW sets; of them it cannot clear the first, PE (APM vol. 3, LMSW).
+const MACHINE_STATUS: u64 = 0xf;
+/// CR0.PE.
+const PROTECTED_MODE: u64 = 1;
+
+impl<H: Host, E: Engine> Handler<'_, H, E> {
+    /// See [`crate::exits`].
+    #[inline(never)]
+    pub(crate) fn rare(&mut self, vcpu: &mut E::Vcpu, exit: Exit) -> Next {
+        match exit {
+            Exit::ControlRegister(_) | Exit::DebugRegister => self.control(vcpu),
+            Exit::Xsetbv => self.xsetbv(vcpu),
+            Exit::CacheFlush => self.cache_flush(vcpu),
+            Exit::Pause => self.finish(vcpu, opcode::PAUSE, |_, _| Ok(Next::Resume)),
+            // CPUID shows no counters, so none can be read.
+            Exit::ReadPmc => self.inject(vcpu, Exception::GENERAL_PROTECTION),
+            Exit::Undefined => self.inject(vcpu, Exception::INVALID_OPCODE),
+            // The engine hands it to the host, which decides about the machine; the guest is lost.
+            Exit::Exception(Exception { vector: Exception::MACHINE_CHECK, .. }) => {
+                self.kill(vcpu, covisor_abi::KillReason::MachineCheck, 0)
+            }
+            Exit::Exception(exception) => self.inject(vcpu, exception),
+            Exit::Shutdown => {
+                self.leave = crate::exits::Leave::Loader(crate::run::end(vcpu, ExitReason::Shutdown));
+                Next::Leave
+            }
+            Exit::Kill(reason, detail) => self.kill(vcpu, reason, detail),
+            // The others are answered in exits.rs.
+            _ => Next::Resume,
+        }
+    }
+
+    /// The registers that decide about control registers.
+    fn control_now(vcpu: &E::Vcpu) -> Control {
+        Control {
+            cr0: vcpu.cr0(),
+            cr3: vcpu.cr3(),
+            cr4: vcpu.cr4(),
+            efer: vcpu.efer(),
+            code_64bit: paging::code_size(vcpu) == CodeSize::Bits64,
+        }
+    }
+
+    /// An instruction on a control or debug register.
+    fn control(&mut self, vcpu: &mut E::Vcpu) -> Next {
+        let access = match emulate::control_access(vcpu, &self.vm.memory) {
+            Ok(access) => access,
+            Err(outcome) => return self.outcome(vcpu, outcome, Cause::Other),
+        };
+        let ControlAccess { operation, next_rip } = access;
+        let done = match operation {
+            ControlOperation::StoreMachineStatus => return self.emulate(vcpu, Cause::Other, None),
+            ControlOperation::ClearTaskSwitched => {
+                let cr0 = vcpu.cr0() & !(Cr0::CR0_TASK_SWITCHED.bits() as u64);
+                vcpu.set_cr0(cr0);
+                Ok(())
+            }
+            ControlOperation::LoadMachineStatus { value } => {
+                let cr0 = vcpu.cr0();
+                let wanted = u64::from(value) & MACHINE_STATUS | cr0 & PROTECTED_MODE;
+                self.write_control(vcpu, 0, cr0 & !MACHINE_STATUS | wanted)
+            }
+            ControlOperation::Read { register, gpr } => {
+                let value = self.read_register(vcpu, register);
+                *vcpu.gprs_mut().get_mut(gpr) = value;
+                Ok(())
+            }
+            ControlOperation::Write { register: Register::Control(number), value } => {
+                self.write_control(vcpu, number, value)
+            }
+            ControlOperation::Write { register: Register::Debug(number), value } => write_debug(vcpu, number, value),
+        };
+        match done {
+            Ok(()) => {
+                emulate::skip(vcpu, next_rip);
+                Next::Resume
+            }
+            Err(exception) => self.inject(vcpu, exception),
+        }
+    }
+
+    fn read_register(&self, vcpu: &E::Vcpu, register: Register) -> u64 {
+        match register {
+            Register::Control(0) => vcpu.cr0(),
+            Register::Control(2) => vcpu.cr2(),
+            Register::Control(3) => vcpu.cr3(),
+            Register::Control(4) => vcpu.cr4(),
+            Register::Control(_) => u64::from(vcpu.task_priority()),
+            Register::Debug(6) => vcpu.dr6(),
+            Register::Debug(7) => vcpu.dr7(),
+            Register::Debug(number) => vcpu.debug_address(usize::from(number)),
+        }
+    }
+
+    fn write_control(&mut self, vcpu: &mut E::Vcpu, number: u8, value: u64) -> Result<(), Exception> {
+        let now = Self::control_now(vcpu);
+        match number {
+            0 => {
+                let change = policy::check_cr0(&now, value)?;
+                vcpu.set_efer(change.efer);
+                vcpu.set_cr0(change.cr0);
+            }
+            2 => vcpu.set_cr2(value),
+            3 => vcpu.set_cr3(policy::check_cr3(&self.vm.cpuid, &now, value)?),
+            4 => vcpu.set_cr4(policy::check_cr4(&self.vm.cpuid, &now, value)?),
+            _ => {
+                let class = policy::check_cr8(value)?;
+                self.state.apic.set_task_priority(class);
+                vcpu.set_task_priority(class);
+            }
+        }
+        Ok(())
+    }
+
+    fn xsetbv(&mut self, vcpu: &mut E::Vcpu) -> Next {
+        let (index, value) = (vcpu.gprs().rcx, vcpu.gprs().edx_eax());
+        self.finish(vcpu, opcode::XSETBV, |handler, vcpu| {
+            let xcr0 = policy::check_xsetbv(&handler.vm.cpuid, vcpu.cr4(), vcpu.cpl(), index, value)?;
+            vcpu.set_xcr0(xcr0);
+            Ok(Next::Resume)
+        })
+    }
+
+    /// INVD and WBINVD (15.8 has the intercept come before the privilege check).
+    fn cache_flush(&mut self, vcpu: &mut E::Vcpu) -> Next {
+        if vcpu.cpl() != 0 {
+            return self.inject(vcpu, Exception::GENERAL_PROTECTION);
+        }
+        let bytes = paging::peek(vcpu, &self.vm.memory);
+        let invd = bytes.is_some_and(|bytes| bytes.to_le_bytes().starts_with(opcode::INVD));
+        self.finish(vcpu, if invd { opcode::INVD } else { opcode::WBINVD }, |_, _| Ok(Next::Resume))
+    }
+}
+
+fn write_debug<V: Vcpu>(vcpu: &mut V, number: u8, value: u64) -> Result<(), Exception> {
+    match number {
+        6 => vcpu.set_dr6(policy::check_dr6(value)?),
+        7 => vcpu.set_dr7(policy::check_dr7(value)?),
+        number => vcpu.set_debug_address(usize::from(number), value),
+    }
+    Ok(())
+}
