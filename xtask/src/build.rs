@@ -14,7 +14,7 @@ use crate::{driver, images, probe, setup};
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds a program of the workspace as one static file, which runs in any initramfs.
-fn static_program(env: &Env, package: &str, binary: &str) -> Result<PathBuf> {
+pub(crate) fn static_program(env: &Env, package: &str, binary: &str) -> Result<PathBuf> {
     let step = env.progress.step(format!("building {binary}"));
     // A folder of its own: other flags than cargo's default would throw out the default's results.
     let target = env.cargo_target.join("static");

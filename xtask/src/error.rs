@@ -12,6 +12,10 @@ pub enum Error {
     #[error(transparent)]
     Build(#[from] BuildError),
 
+    /// A measurement failed.
+    #[error(transparent)]
+    Bench(#[from] crate::bench::BenchError),
+
     /// A part of the project is not there yet.
     #[error("{0} cannot be built yet: its recipe is not written")]
     NotBuilt(&'static str),

@@ -45,6 +45,10 @@ struct Arguments {
     #[arg(long)]
     append: Option<String>,
 
+    /// Print the figures as the guest does, `bench OP INSTRUCTIONS`, not as JSON.
+    #[arg(long)]
+    text: bool,
+
     /// The name that results carry.
     #[arg(long, default_value = "kvm-svm")]
     system: String,
@@ -70,6 +74,7 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
                 "test=bench driver-port={PIC_MASK_PORT:#x} driver-port-bytes=1 doorbell={DOORBELL_PORT:#x} mmio={MMIO_ADDRESS:#x}"
             );
             Machine::new(&image, &line, DOORBELL_PORT)?.run(|text| match result(text) {
+                Some(_) if arguments.text => writeln!(out, "{text}"),
                 Some((op, instructions)) => {
                     let system = &arguments.system;
                     writeln!(out, r#"{{"bench":"exits","op":"{op}","system":"{system}","instructions":{instructions}}}"#)?;

@@ -1,0 +1,80 @@
+//! `bench exits`: the probe guest measures round trips on covisor and on KVM, in the same host on the same emulated
+//! machine. What each operation is, is said in the probe's `bench` module; the guest's code is the same on both.
+
+use super::BenchError;
+use super::figure::{COVISOR, Figure, KVM};
+use crate::env::Env;
+use crate::error::Result;
+use crate::rig::Machine;
+use crate::{build, probe, run};
+
+/// Where things are in the host.
+const PROBE: &str = "/covisor/probe";
+const KVM_BENCH: &str = "/covisor/kvm-bench";
+const PROGRAM: &str = "/covisor/covisor";
+const MODULE: &str = "/covisor/covisor.ko";
+
+/// A port below the PCI devices', for the doorbell that nobody waits on.
+const DOORBELL_PORT: u16 = 0xbf00;
+
+/// What a line with a figure begins with.
+const FIGURE: &str = "bench ";
+
+/// Measures both systems.
+pub(super) fn run(env: &Env) -> Result<Vec<Figure>> {
+    let probe = probe::build_probe(env)?;
+    let kvm_bench = build::static_program(env, "covisor-kvm-bench", "covisor-kvm-bench")?;
+    let rig = run::covisor_rig(env)?.count_instructions(true).memory_mib(512).file(probe, PROBE).file(kvm_bench, KVM_BENCH);
+    let step = env.progress.step("starting the test machine, counting instructions");
+    let mut machine = rig.start()?;
+    step.done();
+
+    let step = env.progress.step("measuring KVM's exits");
+    let script = format!("modprobe kvm_amd && {KVM_BENCH} --text {PROBE} && rmmod kvm_amd kvm");
+    let mut figures = figures(&mut machine, "KVM", &script, KVM)?;
+    step.done();
+
+    let step = env.progress.step("measuring covisor's exits");
+    let script = format!(
+        "{PROGRAM} driver install --module {MODULE} >&2 && exec {PROGRAM} run --engine svm --kernel {PROBE} --mem 64 \
+         --console serial --no-reboot --test-doorbell {DOORBELL_PORT:#x} --append 'test=bench doorbell={DOORBELL_PORT:#x}' \
+         </dev/null"
+    );
+    figures.extend(self::figures(&mut machine, "covisor", &script, COVISOR)?);
+    step.done();
+    machine.shut_down()?;
+    Ok(figures)
+}
+
+/// Runs a script that prints the probe's output, and takes the figures from it.
+fn figures(machine: &mut Machine, what: &'static str, script: &str, system: &'static str) -> Result<Vec<Figure>> {
+    let outcome = machine.run(script)?;
+    let output = format!("{}{}", outcome.stdout_text(), outcome.stderr_text());
+    if outcome.status != 0 {
+        return Err(BenchError::Script { what, status: outcome.status, output }.into());
+    }
+    let figures: Vec<Figure> = outcome.stdout_text().lines().filter_map(|line| figure(line, system)).collect();
+    if figures.is_empty() {
+        return Err(BenchError::NoFigure { what: what.to_owned(), output }.into());
+    }
+    Ok(figures)
+}
+
+/// The figure in a line.
+fn figure(line: &str, system: &'static str) -> Option<Figure> {
+    let (op, instructions) = line.trim().strip_prefix(FIGURE)?.split_once(' ')?;
+    Some(Figure { bench: "exits", op: op.to_owned(), system, instructions: instructions.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_lines_of_the_benchmark_have_figures() {
+        let found = figure("bench cpuid 12\r", KVM).unwrap();
+        assert_eq!((found.op.as_str(), found.instructions), ("cpuid", 12));
+        assert_eq!(figure("probe: entry-tsc 12", KVM), None);
+        assert_eq!(figure("bench cpuid", KVM), None);
+    }
+}

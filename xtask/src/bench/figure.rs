@@ -1,0 +1,108 @@
+//! Figures, as JSON and as a table.
+
+use std::fmt::Write as _;
+
+/// One figure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Figure {
+    /// The benchmark.
+    pub(super) bench: &'static str,
+    /// The operation.
+    pub(super) op: String,
+    /// Whose figure.
+    pub(super) system: &'static str,
+    /// The figure.
+    pub(super) instructions: u64,
+}
+
+/// Ours, which the table's ratio is of.
+pub(super) const COVISOR: &str = "covisor-svm";
+/// KVM on AMD-V.
+pub(super) const KVM: &str = "kvm-svm";
+/// No hypervisor.
+pub(super) const BARE: &str = "bare";
+
+impl Figure {
+    /// One JSON object.
+    pub(super) fn json(&self) -> String {
+        let Self { bench, op, system, instructions } = self;
+        format!(r#"{{"bench":"{bench}","op":"{op}","system":"{system}","instructions":{instructions}}}"#)
+    }
+}
+
+/// A table with a line for each operation, a column for each system, and ours as a part of each other.
+pub(super) fn table(figures: &[Figure]) -> String {
+    let mut ops: Vec<&str> = Vec::new();
+    let mut systems: Vec<&str> = Vec::new();
+    for figure in figures {
+        if !ops.contains(&figure.op.as_str()) {
+            ops.push(&figure.op);
+        }
+        if !systems.contains(&figure.system) {
+            systems.push(figure.system);
+        }
+    }
+    systems.sort_by_key(|system| *system != COVISOR);
+    let others: Vec<&str> = systems.iter().copied().filter(|system| *system != COVISOR).collect();
+    let value = |op: &str, system: &str| {
+        figures.iter().find(|figure| figure.op == op && figure.system == system).map(|figure| figure.instructions)
+    };
+
+    let mut text = format!("{:<12}", "op");
+    for system in &systems {
+        push(&mut text, format_args!("{system:>15}"));
+    }
+    for other in &others {
+        push(&mut text, format_args!("{:>15}", format!("of {other}")));
+    }
+    text.push('\n');
+    for op in ops {
+        push(&mut text, format_args!("{op:<12}"));
+        for system in &systems {
+            let shown = value(op, system).map_or_else(|| "-".to_owned(), |figure| figure.to_string());
+            push(&mut text, format_args!("{shown:>15}"));
+        }
+        for other in &others {
+            let ratio = value(op, COVISOR).zip(value(op, other)).and_then(|(ours, theirs)| percent(ours, theirs));
+            push(&mut text, format_args!("{:>15}", ratio.unwrap_or_else(|| "-".to_owned())));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// `part` of `whole` in percent, with one digit behind the point.
+fn percent(part: u64, whole: u64) -> Option<String> {
+    let permille = u128::from(part) * 1000 / u128::from((whole > 0).then_some(whole)?);
+    Some(format!("{}.{} %", permille / 10, permille % 10))
+}
+
+/// Appends to a string.
+fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = text.write_fmt(arguments);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure(op: &str, system: &'static str, instructions: u64) -> Figure {
+        Figure { bench: "exits", op: op.to_owned(), system, instructions }
+    }
+
+    #[test]
+    fn a_figure_is_one_json_object() {
+        let json = figure("cpuid", COVISOR, 612).json();
+        assert_eq!(json, r#"{"bench":"exits","op":"cpuid","system":"covisor-svm","instructions":612}"#);
+    }
+
+    #[test]
+    fn the_table_has_our_column_first_and_the_ratio_last() {
+        let text = table(&[figure("cpuid", KVM, 1000), figure("cpuid", COVISOR, 125), figure("msr", KVM, 5)]);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["op", "covisor-svm", "kvm-svm", "of", "kvm-svm"]);
+        assert_eq!(lines[1], ["cpuid", "125", "1000", "12.5", "%"]);
+        assert_eq!(lines[2], ["msr", "-", "5", "-"]);
+    }
+}
