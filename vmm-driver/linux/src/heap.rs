@@ -6,7 +6,8 @@ use core::alloc::Layout;
 use crate::ffi;
 
 /// `kvmalloc`: small blocks from the slabs, large ones mapped page by page. Thread context only.
-pub(crate) struct KernelHeap;
+#[derive(Clone, Copy, Debug)]
+pub struct KernelHeap;
 
 /// What kvmalloc aligns every block to (`ARCH_KMALLOC_MINALIGN` on x86-64).
 const SMALLEST_ALIGNMENT: usize = 8;

@@ -79,7 +79,7 @@ struct CpuCall {
 ///
 /// # Safety
 /// `call` is what [`Linux::on_each_cpu`] gave to the shim, which it waits for.
-#[cfg_attr(target_os = "none", unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn covisor_call_on_cpu(call: *const c_void) {
     // SAFETY: on_each_cpu() keeps it until all CPUs are done.
     let call = unsafe { &*call.cast::<CpuCall>() };
@@ -90,7 +90,7 @@ unsafe extern "C" fn covisor_call_on_cpu(call: *const c_void) {
 ///
 /// # Safety
 /// The arguments are what [`Linux::timer_new`] gave to the shim.
-#[cfg_attr(target_os = "none", unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn covisor_timer_expired(function: *const c_void, argument: *const c_void) {
     // SAFETY: timer_new() made the pointer of such a function.
     let function: fn(*const ()) = unsafe { transmute(function) };

@@ -28,11 +28,12 @@ use covisor_core::device::Driver;
 use covisor_core::device::Handle;
 use covisor_core::host::OutOfMemory;
 
+pub use heap::KernelHeap;
 pub use host::Linux;
 
 #[cfg(target_os = "none")]
 #[global_allocator]
-static HEAP: heap::KernelHeap = heap::KernelHeap;
+static HEAP: KernelHeap = KernelHeap;
 
 /// `COVISOR_CALL_WORDS` of `kmod/covisor.h`: the size of the shim's buffer for a call, in 64-bit words.
 const CALL_WORDS: usize = 64;
@@ -44,7 +45,7 @@ const _: () = {
     let mut index = 0;
     while index < Call::ALL.len() {
         let size = Call::ALL[index].size();
-        assert!(size % 8 == 0 && size <= CALL_WORDS * 8);
+        assert!(size.is_multiple_of(8) && size <= CALL_WORDS * 8);
         index += 1;
     }
 };
@@ -70,7 +71,7 @@ fn make_driver() -> Result<Driver<Linux>, OutOfMemory> {
 ///
 /// # Safety
 /// The kernel calls it once, before all others.
-#[cfg_attr(target_os = "none", unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn covisor_module_init() -> c_int {
     printk::start();
     if ffi::covisor_host_tsc_khz() == 0 {
@@ -91,7 +92,7 @@ pub unsafe extern "C" fn covisor_module_init() -> c_int {
 ///
 /// # Safety
 /// The kernel calls it once, after all handles were released.
-#[cfg_attr(target_os = "none", unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn covisor_module_exit() {
     // SAFETY: nobody else uses the slot any more.
     if let Some(driver) = unsafe { (*DRIVER.0.get()).take() } {
@@ -103,7 +104,7 @@ pub unsafe extern "C" fn covisor_module_exit() {
 ///
 /// # Safety
 /// The module is loaded, and stays so until the return.
-#[cfg_attr(target_os = "none", unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn covisor_power_down() {
     // SAFETY: the slot is not written between the module's start and its end.
     if let Some(driver) = unsafe { (*DRIVER.0.get()).as_ref() } {
@@ -115,7 +116,7 @@ pub unsafe extern "C" fn covisor_power_down() {
 ///
 /// # Safety
 /// `handle` can be written. The module is loaded, and stays so until the handle was released.
-#[cfg_attr(target_os = "none", unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn covisor_open(handle: *mut *mut Handle<Linux>) -> c_int {
     // SAFETY: the slot is not written while the device is open. The reference is not really for ever, but for longer
     // than the handle, as the caller promises.
@@ -135,7 +136,7 @@ pub unsafe extern "C" fn covisor_open(handle: *mut *mut Handle<Linux>) -> c_int 
 ///
 /// # Safety
 /// The handle came from `covisor_open`, and nobody uses it any more.
-#[cfg_attr(target_os = "none", unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn covisor_release(handle: *mut Handle<Linux>) {
     // SAFETY: covisor_open() made it of a box, and the caller promises that this is its end.
     drop(unsafe { Box::from_raw(handle) });
@@ -146,7 +147,7 @@ pub unsafe extern "C" fn covisor_release(handle: *mut Handle<Linux>) {
 /// # Safety
 /// The handle came from `covisor_open` and is not released before the return; `buffer` has `CALL_WORDS` words, of which
 /// those that the number's size field covers hold values, and is the caller's alone.
-#[cfg_attr(target_os = "none", unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn covisor_ioctl(handle: *const Handle<Linux>, number: u32, buffer: *mut u64) -> c_int {
     let Some(call) = Call::from_linux_number(number) else { return errno::ENOTTY };
     // SAFETY: the number's size field is the call's size, or it would not be this call; that many bytes hold values.
@@ -162,7 +163,7 @@ pub unsafe extern "C" fn covisor_ioctl(handle: *const Handle<Linux>, number: u32
 ///
 /// # Safety
 /// The handle came from `covisor_open` and is not released before the return.
-#[cfg_attr(target_os = "none", unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn covisor_ram_page(handle: *const Handle<Linux>, offset: u64) -> u64 {
     // SAFETY: the caller promises that the handle is alive.
     unsafe { &*handle }.ram_page(offset).unwrap_or(NO_PAGE)
