@@ -56,7 +56,7 @@ const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
 const BOOT_ARCH_NO_CMOS_CLOCK: u16 = 1 << 5;
 const PM_TIMER_BYTES: u8 = 4;
 /// Tables begin at multiples of this.
-const TABLE_ALIGNMENT: u64 = 16;
+const TABLE_ALIGNMENT: usize = 16;
 /// `Notify` value: a button was pressed (ACPI 6.5, 5.6.6).
 const BUTTON_PRESSED: u8 = 0x80;
 
@@ -89,10 +89,10 @@ struct Area {
 impl Area {
     /// Adds a table, and gives its guest-physical address.
     fn put(&mut self, table: &dyn Aml) -> u64 {
-        let offset = (self.bytes.len() as u64).next_multiple_of(TABLE_ALIGNMENT);
-        self.bytes.resize(self.bytes.len().next_multiple_of(TABLE_ALIGNMENT as usize), 0);
+        self.bytes.resize(self.bytes.len().next_multiple_of(TABLE_ALIGNMENT), 0);
+        let address = ACPI_TABLES + self.bytes.len() as u64;
         table.to_aml_bytes(&mut self.bytes);
-        ACPI_TABLES + offset
+        address
     }
 }
 

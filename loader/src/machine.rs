@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::thread::JoinHandle;
 
+use covisor_exec_protocol::PORT_NAME;
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 
@@ -37,6 +38,10 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::VirtioPci;
 use crate::devices::virtio::VirtioResources;
 use crate::devices::virtio::block;
+use crate::devices::virtio::console;
+use crate::devices::virtio::console::ConsoleHandle;
+use crate::devices::virtio::console::ConsoleSize;
+use crate::devices::virtio::entropy;
 use crate::driver::Vcpu;
 use crate::driver::Vm;
 use crate::layout::ACPI_TABLES;
@@ -48,7 +53,6 @@ use crate::platform::BusDevice;
 use crate::platform::GuestRam;
 use crate::platform::InterruptController;
 use crate::platform::SharedDevice;
-use crate::run::Config;
 use crate::run::Console;
 use crate::run::Prepared;
 use crate::run::RunError;
@@ -63,17 +67,19 @@ pub type VcpuSink = Arc<dyn Fn(VcpuEnd) + Send + Sync>;
 
 /// The host's ends of the guest's streams.
 pub struct Ends {
-    /// What comes out of the guest's consoles, whichever it uses.
-    pub console_outputs: Vec<HostInput>,
-    /// What goes into the chosen one.
+    /// What comes out of the console.
+    pub console_output: HostInput,
+    /// What goes into it.
     pub console_input: HostOutput,
+    /// What comes out of the serial port where that is not the console: a guest's earliest messages, if it sends any.
+    pub serial_output: Option<HostInput>,
     /// The exec agent's port.
     pub exec: Option<(HostInput, HostOutput)>,
 }
 
 impl fmt::Debug for Ends {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Ends").field("console_outputs", &self.console_outputs.len()).finish_non_exhaustive()
+        formatter.debug_struct("Ends").field("exec", &self.exec.is_some()).finish_non_exhaustive()
     }
 }
 
@@ -85,6 +91,7 @@ pub struct Machine {
     stop: Arc<AtomicBool>,
     vcpu_sink: VcpuSink,
     power_button: PowerButton,
+    console_size: Option<ConsoleSize>,
     ports: Arc<Bus>,
     memory: Arc<Bus>,
 }
@@ -111,10 +118,11 @@ impl Machine {
         }
 
         let stop = Arc::new(AtomicBool::new(false));
-        let devices = Devices::new(&vm, stopping(power_sink, &stop))?;
+        let mut devices = Devices::new(&vm, stopping(power_sink, &stop))?;
         let ends = devices.add_all(&vm, ram, prepared)?;
-        let Devices { ports, memory, power_button, .. } = devices;
-        let machine = Self { vm, vcpus, threads: Vec::new(), stop, vcpu_sink, power_button, ports, memory };
+        let Devices { ports, memory, power_button, console_size, .. } = devices;
+        let machine =
+            Self { vm, vcpus, threads: Vec::new(), stop, vcpu_sink, power_button, console_size, ports, memory };
         Ok((machine, ends))
     }
 
@@ -130,6 +138,13 @@ impl Machine {
             self.threads.push(builder.spawn(move || sink(vcpu::run(&mut vcpu, &ports, &memory, &stop)))?);
         }
         Ok(())
+    }
+
+    /// The terminal has this size now.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        if let Some(size) = &self.console_size {
+            size.set(columns, rows);
+        }
     }
 
     /// Asks the guest's operating system to shut down.
@@ -181,6 +196,7 @@ struct Devices {
     memory: Arc<Bus>,
     root: Arc<PciRoot>,
     power_button: PowerButton,
+    console_size: Option<ConsoleSize>,
 }
 
 impl Devices {
@@ -196,7 +212,7 @@ impl Devices {
         let reset = ResetRegister::new(Arc::clone(&power));
         let events = EventRegister::new(interrupts, EVENT_GSI);
         let power_button = events.power_button();
-        let devices = Self { ports, memory, root, power_button };
+        let devices = Self { ports, memory, root, power_button, console_size: None };
         devices.at(CONFIG_PORTS, CONFIG_PORTS_SIZE, ConfigPorts::new(Arc::clone(&devices.root), reset))?;
         devices.at(SLEEP_PORT, SLEEP_PORTS, SleepRegisters::new(power))?;
         devices.at(EVENT_PORT, EVENT_PORTS, events)?;
@@ -211,21 +227,35 @@ impl Devices {
         self.ports.insert(base, size, new).map_err(device)
     }
 
-    /// All devices that are not part of every machine's frame: serial port, console, disks, entropy.
-    fn add_all(&self, vm: &Arc<Vm>, memory: Arc<GuestRam>, prepared: &mut Prepared) -> Result<Ends, RunError> {
+    /// The devices that depend on the configuration: console, exec port, disks, entropy.
+    fn add_all(&mut self, vm: &Arc<Vm>, memory: Arc<GuestRam>, prepared: &mut Prepared) -> Result<Ends, RunError> {
         let resources = VirtioResources { memory, doorbells: vm.clone(), msix: true };
-        let attach = |new: VirtioDevice| VirtioPci::attach(&self.root, new, &resources).map_err(device);
-
         let (serial, serial_output, serial_input) = Serial::new(vm.clone());
         self.put(SERIAL_PORT, SERIAL_PORTS, serial)?;
+        let (console_output, console_input, serial_output) = match prepared.config.console {
+            Console::Serial => (serial_output, serial_input, None),
+            Console::Hvc => {
+                let (console, ConsoleHandle { input, output, size }) = console::console("console").map_err(device)?;
+                self.attach(console, &resources)?;
+                self.console_size = Some(size);
+                (output, input, Some(serial_output))
+            }
+        };
+        let mut exec = None;
+        if prepared.config.exec.is_some() {
+            let (port, handle) = console::named_port("exec", PORT_NAME).map_err(device)?;
+            self.attach(port, &resources)?;
+            exec = Some((handle.output, handle.input));
+        }
         for (index, disk) in prepared.take_disks()?.into_iter().enumerate() {
             let name = format!("disk{index}");
-            attach(block::device(&name, &name, Box::new(disk)).map_err(device)?)?;
+            self.attach(block::device(&name, &name, Box::new(disk)).map_err(device)?, &resources)?;
         }
-        let Config { console, .. } = prepared.config;
-        let console_input = match console {
-            Console::Serial | Console::Hvc => serial_input,
-        };
-        Ok(Ends { console_outputs: vec![serial_output], console_input, exec: None })
+        self.attach(entropy::device("entropy").map_err(device)?, &resources)?;
+        Ok(Ends { console_output, console_input, serial_output, exec })
+    }
+
+    fn attach(&self, new: VirtioDevice, resources: &VirtioResources) -> Result<(), RunError> {
+        VirtioPci::attach(&self.root, new, resources).map(drop).map_err(device)
     }
 }

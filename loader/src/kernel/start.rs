@@ -48,6 +48,7 @@ const LARGE_PAGE: u64 = 1 << 7;
 /// Entries of a page table.
 const ENTRIES: u64 = 512;
 const PAGE: u64 = 0x1000;
+const PAGE_SIZE: usize = 0x1000;
 
 /// Registers for the 64-bit Linux boot protocol: long mode, identity-mapped, RSI at `boot_params`.
 pub(super) fn linux_64(entry: u64) -> VcpuState {
@@ -130,9 +131,9 @@ fn descriptor(attributes: u16, limit: u32) -> u64 {
 /// addresses. A kernel needs only what it was loaded with there, then makes its own.
 pub(super) fn identity_page_tables(ram_end: u64) -> Vec<u8> {
     let gib = ram_end.div_ceil(1 << 30).clamp(4, PAGE_DIRECTORIES);
-    let mut tables = Vec::with_capacity(usize::try_from((2 + gib) * PAGE).unwrap_or(0));
+    let mut tables = Vec::new();
     let mut page = |entries: &mut dyn Iterator<Item = u64>| {
-        let end = tables.len() + PAGE as usize;
+        let end = tables.len() + PAGE_SIZE;
         tables.extend(entries.flat_map(u64::to_le_bytes));
         tables.resize(end, 0);
     };

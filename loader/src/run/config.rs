@@ -184,7 +184,7 @@ impl Config {
         if self.memory == 0 {
             return Err(ConfigError::NoMemory);
         }
-        if self.memory % PAGE_SIZE != 0 {
+        if !self.memory.is_multiple_of(PAGE_SIZE) {
             return Err(ConfigError::UnevenMemory);
         }
         if self.cpus == 0 {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
-use std::sync::mpsc::RecvTimeoutError;
 use std::sync::mpsc::Sender;
 use std::thread;
 use std::thread::JoinHandle;
@@ -139,6 +138,7 @@ impl Session {
         let attended = with_console && terminal::stdin_is_terminal();
         let console = Arc::new(Console {
             tail: Mutex::new(Tail::new(TAIL_SIZE)),
+            serial: Mutex::new(Tail::new(TAIL_SIZE)),
             sink: if with_console {
                 Sink::Stdout
             } else if config.verbose {
@@ -205,9 +205,13 @@ impl Session {
             Arc::new(move |end| drop(vcpus.send(Event::Vcpu(end)))),
         )?;
         let mut outputs = Vec::new();
-        for output in ends.console_outputs {
+        let console = Arc::clone(&self.console);
+        let copy = move || console.copy(&ends.console_output);
+        outputs.push(spawn("console-out", copy).map_err(host("start a thread"))?);
+        if let Some(output) = ends.serial_output {
             let console = Arc::clone(&self.console);
-            outputs.push(spawn("console-out", move || console.copy(&output)).map_err(host("start a thread"))?);
+            let keep = move || receive(&output, |bytes| lock(&console.serial).push(bytes));
+            outputs.push(spawn("serial-out", keep).map_err(host("start a thread"))?);
         }
         let exec_output = match (self.prepared.config.exec.clone(), ends.exec) {
             (Some(command), Some((input, output))) => {
@@ -219,6 +223,9 @@ impl Session {
             _ => None,
         };
         self.attach(ends.console_input)?;
+        if let Some((columns, rows)) = terminal::size().filter(|_| self.attended) {
+            machine.resize(columns, rows);
+        }
         machine.start().map_err(host("start a thread"))?;
         let end = self.attend(&machine, exec_output.as_deref());
         drop(machine);
@@ -283,7 +290,7 @@ impl Session {
                     (_, VcpuEnd::Stopped) => {}
                     (Some(status), _) => return Ok(BootEnd::Exec(status)),
                     // A triple fault resets a PC. A guest that has one before it says anything would do so for ever.
-                    (None, VcpuEnd::Shutdown { .. }) if !lock(&self.console.tail).is_empty() => {
+                    (None, VcpuEnd::Shutdown { .. }) if !self.console.is_silent() => {
                         return Ok(BootEnd::Reset);
                     }
                     (None, end) => return Err(RunError::Guest(end)),
@@ -301,7 +308,11 @@ impl Session {
                     }
                 }
                 Event::Exec(Err(error)) => return Err(error),
-                Event::Host(Request::Resize) => {}
+                Event::Host(Request::Resize) => {
+                    if let Some((columns, rows)) = terminal::size() {
+                        machine.resize(columns, rows);
+                    }
+                }
                 Event::Host(Request::End) if self.attended && !asked_to_end => {
                     asked_to_end = true;
                     self.ask_to_end(machine);
@@ -331,22 +342,22 @@ impl Session {
             (a, b) => a.or(b),
         };
         let Some(deadline) = deadline else { return self.events.recv().ok() };
-        match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
     }
 
-    /// Shows the last lines of a console that nobody saw.
+    /// Shows the last lines of the guest that nobody saw.
     fn explain(&self, error: RunError) -> RunError {
-        if self.console.sink == Sink::Nowhere && !matches!(error, RunError::Interrupted(_) | RunError::Output(_)) {
-            let lines = lock(&self.console.tail).lines(TAIL_LINES);
-            if lines.is_empty() {
-                notice("the guest said nothing on its console; `--console serial` may show more");
-            } else {
-                notice("the last lines of the guest's console:");
-                lines.iter().for_each(|line| notice(format_args!("| {line}")));
-            }
+        if matches!(error, RunError::Interrupted(_) | RunError::Output(_)) {
+            return error;
+        }
+        if self.console.is_silent() {
+            notice("the guest said nothing; `--console serial` shows what it says earliest");
+            return error;
+        }
+        let lines = self.console.unseen_lines();
+        if !lines.is_empty() {
+            notice("the last lines of the guest:");
+            lines.iter().for_each(|line| notice(format_args!("| {line}")));
         }
         error
     }
@@ -396,6 +407,8 @@ enum Sink {
 /// The host's end of the console, the same over reboots.
 struct Console {
     tail: Mutex<Tail>,
+    /// The same for the serial port, where that is not the console.
+    serial: Mutex<Tail>,
     sink: Sink,
     input: Mutex<Option<Arc<HostOutput>>>,
 }
@@ -403,14 +416,8 @@ struct Console {
 impl Console {
     /// Copies a device's output until the device is gone.
     fn copy(&self, output: &HostInput) {
-        let mut buffer = [0; 4096];
         let mut broken = false;
-        loop {
-            let count = output.receive(&mut buffer);
-            if count == 0 {
-                return;
-            }
-            let bytes = &buffer[..count];
+        receive(output, |bytes| {
             lock(&self.tail).push(bytes);
             // A guest does not stop because nobody reads what it says.
             broken = broken
@@ -420,6 +427,23 @@ impl Console {
                     Sink::Nowhere => Ok(()),
                 }
                 .is_err();
+        });
+    }
+
+    /// Whether the guest ever said anything.
+    fn is_silent(&self) -> bool {
+        lock(&self.tail).is_empty() && lock(&self.serial).is_empty()
+    }
+
+    /// The last lines that were not shown: the console's, or where it said nothing the serial port's.
+    fn unseen_lines(&self) -> Vec<String> {
+        let tail = lock(&self.tail);
+        if tail.is_empty() {
+            lock(&self.serial).lines(TAIL_LINES)
+        } else if self.sink == Sink::Nowhere {
+            tail.lines(TAIL_LINES)
+        } else {
+            Vec::new()
         }
     }
 
@@ -451,6 +475,17 @@ impl Console {
             if let Some(input) = input {
                 input.send(&bytes);
             }
+        }
+    }
+}
+
+/// Gives `take` what comes out of a device, until the device is gone.
+fn receive(output: &HostInput, mut take: impl FnMut(&[u8])) {
+    let mut buffer = [0; 4096];
+    loop {
+        match output.receive(&mut buffer) {
+            0 => return,
+            count => take(&buffer[..count]),
         }
     }
 }
