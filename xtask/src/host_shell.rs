@@ -76,7 +76,10 @@ pub fn run(env: &Env, args: &HostArgs) -> Result<ExitCode> {
         Some(script) => {
             machine.stream_to_us(script, Input::when_not_a_terminal(), Duration::from_secs(args.timeout))?
         }
-        None => machine.attach("exec sh -l")?,
+        None => {
+            env.progress.say("a shell in the test machine's host; `exit` or Ctrl-] ends it");
+            machine.attach("exec sh -l")?
+        }
     };
     machine.shut_down()?;
     Ok(exit_code(status))

@@ -150,7 +150,7 @@ pub fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
     let status = if args.exec.is_some() {
         machine.stream_to_us(&script, Input::when_not_a_terminal(), Duration::from_secs(args.timeout))?
     } else {
-        env.progress.say("the terminal is the guest's now; its poweroff ends it, and so does Ctrl-A x");
+        env.progress.say("the terminal is the guest's: its poweroff ends it, and so does Ctrl-A x; Ctrl-] ends the whole test machine");
         machine.attach(&script)?
     };
     machine.shut_down()?;
@@ -216,7 +216,9 @@ impl GuestFiles {
 /// The guest kernel's command line.
 fn cmdline(args: &RunArgs, root: &str) -> String {
     let console = match args.console {
-        Console::Hvc => "console=hvc0",
+        // tty0 is there from the start: without any console the first program has no standard
+        // files, which Debian's initrd does not stand. The last one named is /dev/console.
+        Console::Hvc => "console=tty0 console=hvc0",
         Console::Serial => "console=ttyS0",
     };
     // Without a terminal nobody wants to see it boot.
@@ -297,7 +299,7 @@ mod tests {
     fn a_command_with_quotes_reaches_covisor_as_one_word() {
         let script = script(&["--exec", "echo 'it is'"]);
         assert!(script.ends_with(r"'--exec' 'echo '\''it is'\'''"), "{script}");
-        assert!(script.contains("'--append' 'console=hvc0 root=/dev/vda ro quiet'"), "{script}");
+        assert!(script.contains("'--append' 'console=tty0 console=hvc0 root=/dev/vda ro quiet'"), "{script}");
     }
 
     #[test]

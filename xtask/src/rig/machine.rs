@@ -15,7 +15,7 @@ use super::terminal;
 use crate::error::{Error, Result};
 
 /// How many lines of the host's console an error shows.
-const TAIL_LINES: usize = 30;
+const TAIL_LINES: usize = 60;
 
 /// How long the host may take to write its disks back at the end.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(120);
@@ -170,7 +170,7 @@ impl Machine {
     }
 
     /// Runs a script on the host's terminal, joined with this process's terminal in raw mode, and
-    /// returns its status. Ctrl-A x leaves; Ctrl-A twice types one.
+    /// returns its status. Ctrl-] leaves.
     ///
     /// # Errors
     /// When the terminal cannot be used or the machine dies.

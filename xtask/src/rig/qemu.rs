@@ -31,10 +31,11 @@ impl Log {
         String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).replace('\r', "")
     }
 
-    /// Its last lines.
+    /// Its last lines, without QEMU's usual words about CPU features that it does not emulate.
     pub(super) fn tail(&self, lines: usize) -> String {
         let text = self.text();
-        let all: Vec<&str> = text.lines().collect();
+        let all: Vec<&str> =
+            text.lines().filter(|line| !line.contains("TCG doesn't support requested feature")).collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 

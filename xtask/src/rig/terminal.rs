@@ -14,11 +14,8 @@ use crate::error::{Error, Result};
 /// The host's terminal.
 const HOST_TERMINAL: &str = "/dev/hvc0";
 
-/// Ctrl-A begins a command to the rig.
-const ESCAPE: u8 = 0x01;
-
-/// What follows [`ESCAPE`] to leave.
-const LEAVE: u8 = b'x';
+/// Ctrl-] ends the test machine; all other keys are the host's.
+const LEAVE: u8 = 0x1d;
 
 /// Turns a script into one that runs it on the host's terminal, as a session of its own.
 pub(super) fn on_terminal(script: &str) -> String {
@@ -60,19 +57,11 @@ impl Joined {
         // It ends with the process, or when the user leaves: a read of the terminal cannot be
         // called off.
         thread::spawn(move || {
-            let mut escaped = false;
             let mut byte = [0];
             while let Ok(1) = io::stdin().lock().read(&mut byte) {
-                match (escaped, byte[0]) {
-                    (false, ESCAPE) => {
-                        escaped = true;
-                        continue;
-                    }
-                    (true, LEAVE) => {
-                        flag.store(true, Ordering::Relaxed);
-                        return;
-                    }
-                    _ => escaped = false,
+                if byte[0] == LEAVE {
+                    flag.store(true, Ordering::Relaxed);
+                    return;
                 }
                 if input_far.write_all(&byte).is_err() {
                     return;
