@@ -475,10 +475,10 @@ const fn left_in_page(linear: u64) -> usize {
 #[repr(C, packed)]
 struct Word(u64);
 
-/// The first 8 bytes of the current instruction, for a quick look at its opcode: the first is the lowest byte. Says
-/// nothing where its page ends before or another case is unusual; [`fetch`] does then.
+/// The first 8 bytes of the current instruction, for a quick look at its opcode: the first is the lowest byte. `None`
+/// where its page ends before or the case is unusual; [`peek`] does then.
 #[must_use]
-pub fn peek<V: Vcpu>(vcpu: &V, memory: &Memory) -> Option<u64> {
+pub fn peek_usual<V: Vcpu>(vcpu: &V, memory: &Memory) -> Option<u64> {
     let linear = linear_rip(vcpu);
     if left_in_page(linear) < 8 {
         return None;
@@ -487,6 +487,19 @@ pub fn peek<V: Vcpu>(vcpu: &V, memory: &Memory) -> Option<u64> {
     // SAFETY: 8 bytes of a guest page follow the pointer, and Word needs no alignment; volatile, for the guest may write
     // them at this moment.
     Some(unsafe { pointer.cast::<Word>().read_volatile() }.0)
+}
+
+/// The first 8 bytes of the current instruction; fewer, and zeros, where its page ends before.
+///
+/// # Errors
+/// [`FetchFault`].
+pub fn peek<V: Vcpu>(vcpu: &V, memory: &Memory) -> Result<[u8; 8], FetchFault> {
+    let mut bytes = [0; MAX_INSTRUCTION];
+    let available = fetch(vcpu, memory, &mut bytes)?;
+    let mut first = [0; 8];
+    let count = available.min(first.len());
+    first[..count].copy_from_slice(&bytes[..count]);
+    Ok(first)
 }
 
 /// Copies code; as many bytes as `bytes` has are in the page.

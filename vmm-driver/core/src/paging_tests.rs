@@ -9,6 +9,7 @@ use super::error_code;
 use super::fetch;
 use super::fetch_rest;
 use super::peek;
+use super::peek_usual;
 use super::translate;
 use crate::registers::Cr0;
 use crate::registers::Cr4;
@@ -183,11 +184,13 @@ fn reads_code_across_pages() {
     let mut bytes = [0; MAX_INSTRUCTION];
     assert_eq!(fetch(&guest.vcpu, &guest.memory, &mut bytes), Ok(15));
     assert_eq!(bytes, *(0x10..0x1f).collect::<Vec<u8>>());
-    assert_eq!(peek(&guest.vcpu, &guest.memory), Some(0x1716_1514_1312_1110));
+    assert_eq!(peek(&guest.vcpu, &guest.memory), Ok([0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17]));
+    assert_eq!(peek_usual(&guest.vcpu, &guest.memory), Some(0x1716_1514_1312_1110));
 
     guest.vcpu.rip = 0x1ffd;
+    assert_eq!(peek(&guest.vcpu, &guest.memory), Ok([0xfd, 0xfe, 0xff, 0, 0, 0, 0, 0]));
     assert_eq!(fetch(&guest.vcpu, &guest.memory, &mut bytes), Ok(3));
-    assert_eq!(peek(&guest.vcpu, &guest.memory), None);
+    assert_eq!(peek_usual(&guest.vcpu, &guest.memory), None);
     assert_eq!(
         fetch_rest(&guest.vcpu, &guest.memory, &mut bytes, 3),
         Err(FetchFault::Translation(0x2000, Fault::Page(error_code::FETCH)))
@@ -199,7 +202,7 @@ fn reads_code_across_pages() {
 
     guest.map(0x3000, 12, 0x10_0000 | P);
     guest.vcpu.rip = 0x3004;
-    assert_eq!(peek(&guest.vcpu, &guest.memory), None);
+    assert_eq!(peek_usual(&guest.vcpu, &guest.memory), None);
     assert_eq!(fetch(&guest.vcpu, &guest.memory, &mut bytes), Err(FetchFault::OutsideRam(0x10_0004)));
 }
 

@@ -15,7 +15,7 @@ use crate::paging::MAX_INSTRUCTION;
 use crate::paging::code_size;
 use crate::paging::fetch;
 use crate::paging::fetch_rest;
-use crate::paging::peek;
+use crate::paging::peek_usual;
 use crate::registers::CodeSize;
 
 /// The encodings without prefixes of instructions whose length [`length_of_current`] is asked for.
@@ -67,8 +67,18 @@ impl Decoded {
     /// The instruction that the vCPU is at.
     pub(super) fn current<V: Vcpu>(vcpu: &mut V, memory: &Memory) -> Step<Self> {
         let mut bytes = [0; MAX_INSTRUCTION];
+        let length = fetch(vcpu, memory, &mut bytes).map_err(|fault| fetch_fault(vcpu, fault))?;
+        Self::of(vcpu, memory, bytes, length)
+    }
+
+    /// The instruction that starts with these `length` bytes.
+    pub(super) fn of<V: Vcpu>(
+        vcpu: &mut V,
+        memory: &Memory,
+        mut bytes: [u8; MAX_INSTRUCTION],
+        mut length: usize,
+    ) -> Step<Self> {
         let size = code_size(vcpu);
-        let mut length = fetch(vcpu, memory, &mut bytes).map_err(|fault| fetch_fault(vcpu, fault))?;
         loop {
             let mut decoder = Decoder::with_ip(size.bits(), &bytes[..length], vcpu.rip(), DecoderOptions::AMD);
             let instruction = decoder.decode();
@@ -110,7 +120,7 @@ pub fn length_of_current<V: Vcpu>(vcpu: &mut V, memory: &Memory, expected: &[u8]
     if let Some(next) = vcpu.next_rip() {
         return Ok(next);
     }
-    if peek(vcpu, memory).is_some_and(|first| first.to_le_bytes().starts_with(expected)) {
+    if peek_usual(vcpu, memory).is_some_and(|first| first.to_le_bytes().starts_with(expected)) {
         return Ok(advance(code_size(vcpu), vcpu.rip(), expected.len()));
     }
     decode_length(vcpu, memory, expected)

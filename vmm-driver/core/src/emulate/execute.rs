@@ -16,6 +16,7 @@ use super::alu;
 use super::alu::Operation;
 use super::decode::Decoded;
 use super::exception;
+use super::fetch_fault;
 use super::operand::Gpr;
 use super::operand::Operand;
 use super::operand::effective_address;
@@ -24,11 +25,15 @@ use super::operand::linear_of_operand;
 use super::operand::memory_size;
 use super::operand::number;
 use super::operand::operand_size;
+use super::quick;
 use super::skip;
 use super::string;
 use crate::engine::Vcpu;
 use crate::exit::Exception;
 use crate::memory::Memory;
+use crate::paging::MAX_INSTRUCTION;
+use crate::paging::code_size;
+use crate::paging::fetch;
 use crate::registers::CodeSize;
 use crate::registers::Cr4;
 use crate::registers::SegmentName;
@@ -43,7 +48,32 @@ pub fn emulate<V: Vcpu, D: DeviceSpace>(
     cause: Cause,
     answer: Option<Answer>,
 ) -> Outcome {
-    let decoded = match Decoded::current(vcpu, memory) {
+    let mut bytes = [0; MAX_INSTRUCTION];
+    let length = match fetch(vcpu, memory, &mut bytes) {
+        Ok(length) => length,
+        Err(fault) => return fetch_fault(vcpu, fault),
+    };
+    if let Cause::Memory(access) = cause
+        && length == MAX_INSTRUCTION
+        && code_size(vcpu) == CodeSize::Bits64
+        && let Some(outcome) = quick::emulate(vcpu, memory, devices, access, &bytes, answer)
+    {
+        return outcome;
+    }
+    emulate_decoded(vcpu, memory, devices, cause, answer, (bytes, length))
+}
+
+/// Every instruction, by the decoder.
+#[inline(never)]
+fn emulate_decoded<V: Vcpu, D: DeviceSpace>(
+    vcpu: &mut V,
+    memory: &Memory,
+    devices: &mut D,
+    cause: Cause,
+    answer: Option<Answer>,
+    (bytes, length): ([u8; MAX_INSTRUCTION], usize),
+) -> Outcome {
+    let decoded = match Decoded::of(vcpu, memory, bytes, length) {
         Ok(decoded) => decoded,
         Err(outcome) => return outcome,
     };

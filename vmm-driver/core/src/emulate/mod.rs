@@ -20,6 +20,7 @@ mod control;
 mod decode;
 mod execute;
 mod operand;
+mod quick;
 mod string;
 
 pub use control::ControlAccess;

@@ -3,6 +3,7 @@ mod control;
 mod edges;
 mod moves;
 mod native;
+mod quick;
 mod strings;
 
 use std::collections::HashMap;
