@@ -95,7 +95,6 @@ pub fn translate<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64, access: Access
 
 /// The usual case, in few instructions: long mode with no-execute on, all tables in one region of RAM, nothing to mark
 /// as accessed or dirty, and rights that need no look at CR0, CR4 or the flags. `None` says nothing.
-#[expect(clippy::inline_always, reason = "an access known when compiling folds half of it away")]
 #[inline(always)]
 fn translate_usual<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64, access: Access) -> Option<u64> {
     const MODE: u64 = Efer::LMA.bits() | Efer::NXE.bits();
@@ -441,7 +440,6 @@ pub fn linear_rip<V: Vcpu>(vcpu: &V) -> u64 {
 }
 
 /// Pointer to the code at `linear`, in the usual case.
-#[expect(clippy::inline_always, reason = "see translate_usual")]
 #[inline(always)]
 fn code_usual<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64) -> Option<NonNull<u8>> {
     let access = Access { write: false, fetch: true, user: vcpu.cpl() == 3 };
@@ -465,6 +463,7 @@ fn byte_of(page: NonNull<u8>, gpa: u64) -> NonNull<u8> {
 }
 
 /// How many bytes there are from a linear address to the end of its page.
+#[expect(clippy::cast_possible_truncation, reason = "at most a page")]
 #[inline]
 const fn left_in_page(linear: u64) -> usize {
     (PAGE_SIZE - linear % PAGE_SIZE) as usize

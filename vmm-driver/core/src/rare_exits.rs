@@ -150,7 +150,7 @@ impl<H: Host, E: Engine> Handler<'_, H, E> {
             return self.inject(vcpu, Exception::GENERAL_PROTECTION);
         }
         let bytes = paging::peek(vcpu, &self.vm.memory);
-        let invd = bytes.is_some_and(|bytes| bytes.to_le_bytes().starts_with(opcode::INVD));
+        let invd = bytes.is_ok_and(|bytes| bytes.starts_with(opcode::INVD));
         self.finish(vcpu, if invd { opcode::INVD } else { opcode::WBINVD }, |_, _| Ok(Next::Resume))
     }
 }
