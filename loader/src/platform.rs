@@ -7,6 +7,8 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::RwLock;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 pub use covisor_abi::DoorbellSpace;
 use thiserror::Error;
@@ -95,6 +97,8 @@ struct Entry {
 pub struct Bus {
     /// Sorted by `base`, without overlaps.
     entries: RwLock<Vec<Entry>>,
+    /// Index of the entry of the latest access: the next one is mostly to the same device.
+    latest: AtomicUsize,
 }
 
 impl Bus {
@@ -139,17 +143,27 @@ impl Bus {
 
     /// The device that claims all of `address..address + length`, and the offset in it.
     #[must_use]
+    #[inline]
     pub fn lookup(&self, address: u64, length: usize) -> Option<(SharedDevice, u64)> {
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        let after = entries.partition_point(|entry| entry.base <= address);
-        let entry = entries.get(after.checked_sub(1)?)?;
         let last = address.checked_add((length as u64).checked_sub(1)?)?;
-        (last <= entry.last).then(|| (Arc::clone(&entry.device), address - entry.base))
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let latest = entries.get(self.latest.load(Ordering::Relaxed));
+        let entry = match latest.filter(|entry| entry.base <= address && last <= entry.last) {
+            Some(entry) => entry,
+            None => {
+                let index = entries.partition_point(|entry| entry.base <= address).checked_sub(1)?;
+                let entry = entries.get(index).filter(|entry| last <= entry.last)?;
+                self.latest.store(index, Ordering::Relaxed);
+                entry
+            }
+        };
+        Some((Arc::clone(&entry.device), address - entry.base))
     }
 
     /// The guest reads: fills `data`, and says whether a device did.
+    #[inline]
     pub fn read(&self, address: u64, data: &mut [u8]) -> bool {
-        data.fill(0xff);
+        fill_with_ones(data);
         match self.lookup(address, data.len()) {
             Some((device, offset)) => {
                 lock(&device).read(offset, data);
@@ -160,6 +174,7 @@ impl Bus {
     }
 
     /// The guest writes: says whether a device took it.
+    #[inline]
     pub fn write(&self, address: u64, data: &[u8]) -> bool {
         match self.lookup(address, data.len()) {
             Some((device, offset)) => {
@@ -168,6 +183,17 @@ impl Bus {
             }
             None => false,
         }
+    }
+}
+
+/// Fills with ones; the usual lengths without the call that a fill of any length is.
+#[inline]
+fn fill_with_ones(data: &mut [u8]) {
+    match data {
+        [a] => *a = 0xff,
+        [a, b] => (*a, *b) = (0xff, 0xff),
+        [a, b, c, d] => (*a, *b, *c, *d) = (0xff, 0xff, 0xff, 0xff),
+        _ => data.fill(0xff),
     }
 }
 
@@ -180,6 +206,7 @@ impl fmt::Debug for Bus {
 
 /// Locks `mutex`, also after a thread panicked with it: a device has no state that a half-done access could make
 /// unsound, and the other devices must go on.
+#[inline]
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -150,10 +150,10 @@ impl EventRegister {
 
 impl BusDevice for EventRegister {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
+        let [byte] = data else { return };
         // The line first: a button pressed in between asserts it again.
         self.events.controller.line(self.events.gsi, false);
-        data[0] = self.events.pending.swap(0, Ordering::SeqCst);
+        *byte = self.events.pending.swap(0, Ordering::SeqCst);
     }
 
     fn write(&mut self, _offset: u64, _data: &[u8]) {}
