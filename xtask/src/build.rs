@@ -19,7 +19,7 @@ pub(crate) fn static_program(env: &Env, package: &str, binary: &str) -> Result<P
     // A folder of its own: other flags than cargo's default would throw out the default's results.
     let target = env.cargo_target.join("static");
     Cmd::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--locked", "--package", package, "--bin", binary, "--target", TARGET])
+        .args(["build", "--release", "--package", package, "--bin", binary, "--target", TARGET])
         .arg("--target-dir")
         .arg(&target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols")
