@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::thread::JoinHandle;
 
+use covisor_abi::DoorbellSpace;
 use covisor_exec_protocol::PORT_NAME;
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
@@ -50,6 +51,8 @@ use crate::layout::PCI_MEMORY;
 use crate::layout::PCI_PORTS;
 use crate::platform::Bus;
 use crate::platform::BusDevice;
+use crate::platform::Doorbells;
+use crate::platform::EventFd;
 use crate::platform::GuestRam;
 use crate::platform::InterruptController;
 use crate::platform::SharedDevice;
@@ -94,6 +97,7 @@ pub struct Machine {
     console_size: Option<ConsoleSize>,
     ports: Arc<Bus>,
     memory: Arc<Bus>,
+    _test_doorbell: Option<EventFd>,
 }
 
 impl Machine {
@@ -120,9 +124,21 @@ impl Machine {
         let stop = Arc::new(AtomicBool::new(false));
         let mut devices = Devices::new(&vm, stopping(power_sink, &stop))?;
         let ends = devices.add_all(&vm, ram, prepared)?;
+        let test_doorbell = prepared.config.test_doorbell.map(|port| test_doorbell(&vm, port)).transpose()?;
         let Devices { ports, memory, power_button, console_size, .. } = devices;
-        let machine =
-            Self { vm, vcpus, threads: Vec::new(), stop, vcpu_sink, power_button, console_size, ports, memory };
+        let threads = Vec::new();
+        let machine = Self {
+            vm,
+            vcpus,
+            threads,
+            stop,
+            vcpu_sink,
+            power_button,
+            console_size,
+            ports,
+            memory,
+            _test_doorbell: test_doorbell,
+        };
         Ok((machine, ends))
     }
 
@@ -179,6 +195,13 @@ fn stopping(sink: PowerSink, stop: &Arc<AtomicBool>) -> PowerSink {
         stop.store(true, Ordering::Release);
         sink(event);
     })
+}
+
+/// A doorbell that nobody waits on; its event lasts as long as what is returned.
+fn test_doorbell(vm: &Vm, port: u16) -> Result<EventFd, RunError> {
+    let event = EventFd::new(0).map_err(device)?;
+    vm.add(DoorbellSpace::Port, port.into(), 4, &event).map_err(device)?;
+    Ok(event)
 }
 
 /// A device that cannot be had.

@@ -12,7 +12,7 @@
 //! | `port-driver` | IN from the port of `driver-port=` (covisor: the ACPI timer, four bytes; KVM: the PIC's mask, one byte) |
 //! | `doorbell` | OUT of two bytes to the port of `doorbell=`, on which the host waits for nothing (an event counter) |
 //! | `port-user` | IN of one byte from COM1's scratch register |
-//! | `mmio-user` | MOV of four bytes from the address of `mmio=`, else of a virtio device's common configuration |
+//! | `mmio-user` | MOV of four bytes from the address of `mmio=`, else from a virtio device's MSI-X table |
 //! | `halt-wake` | see [`halt_wake`] |
 //!
 //! One line each: `bench OP INSTRUCTIONS`.
@@ -90,7 +90,7 @@ pub fn run(line: &CommandLine) {
         print("doorbell", measure!(["out dx, ax"], in("dx") port, in("ax") 0_u16));
     }
     print("port-user", measure!(["in al, dx"], in("dx") serial::COM1_SCRATCH, out("al") _));
-    let address = line.number("mmio").or_else(|| pci::virtio_memory(pci::VIRTIO_COMMON)).unwrap_or(layout::HOLE);
+    let address = line.number("mmio").or_else(|| pci::virtio_memory()).unwrap_or(layout::HOLE);
     print("mmio-user", measure!(["mov eax, [{address}]"], address = in(reg) address, out("eax") _));
     print("halt-wake", halt_wake());
 }

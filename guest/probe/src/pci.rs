@@ -12,15 +12,8 @@ const VIRTIO_VENDOR: u32 = 0x1af4;
 const ID: u8 = 0x00;
 /// Command register; bit 0: I/O, bit 1: memory.
 const COMMAND: u8 = 0x04;
-/// First base address register.
-const BAR0: u8 = 0x10;
-/// Offset of the first capability.
-const CAPABILITIES: u8 = 0x34;
-/// Vendor-specific capability, which virtio uses.
-const CAPABILITY_VENDOR: u32 = 0x09;
-
-/// `cfg_type` of a virtio capability: common configuration (virtio 1.2, 4.1.4).
-pub const VIRTIO_COMMON: u32 = 1;
+/// The six base address registers.
+const BARS: [u8; 6] = [0x10, 0x14, 0x18, 0x1c, 0x20, 0x24];
 
 /// Reads a configuration register of a function 0 on bus 0.
 #[must_use]
@@ -35,32 +28,11 @@ pub fn write(device: u8, register: u8, value: u32) {
     port::out32(DATA, value);
 }
 
-/// The guest-physical address of the first virtio device's structure of this type, where it lies in a memory BAR below
-/// 4 GiB; memory decoding is switched on.
+/// The guest-physical address of the first range of memory that the first virtio device has; its decoding is switched on.
 #[must_use]
-pub fn virtio_memory(structure: u32) -> Option<u64> {
+pub fn virtio_memory() -> Option<u64> {
     let device = (0..32).find(|device| read(*device, ID) & 0xffff == VIRTIO_VENDOR)?;
     write(device, COMMAND, read(device, COMMAND) & 0xffff | 3);
-    let mut offset = byte(read(device, CAPABILITIES), 0);
-    // A list that loops ends as well.
-    for _ in 0..48 {
-        if offset < 0x40 {
-            return None;
-        }
-        let head = read(device, offset);
-        if head & 0xff == CAPABILITY_VENDOR && head >> 24 == structure {
-            let bar = byte(read(device, offset + 4), 0);
-            let base = read(device, BAR0 + bar % 6 * 4);
-            if base & 1 == 0 {
-                return Some(u64::from(base & !0xf) + u64::from(read(device, offset + 8)));
-            }
-        }
-        offset = byte(head, 1);
-    }
-    None
-}
-
-/// Byte `index` of a word.
-fn byte(word: u32, index: usize) -> u8 {
-    word.to_le_bytes().get(index).copied().unwrap_or(0)
+    let bars = BARS.map(|register| read(device, register));
+    bars.into_iter().find(|bar| bar & 1 == 0 && bar & !0xf != 0).map(|bar| u64::from(bar & !0xf))
 }

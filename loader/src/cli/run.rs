@@ -1,5 +1,6 @@
 //! `covisor run`.
 
+use std::num::ParseIntError;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -76,9 +77,20 @@ pub(super) struct Args {
     /// End the machine after this many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
+    /// Hang a doorbell that nobody waits on at this port, to measure what ringing it costs
+    #[arg(long, value_name = "PORT", hide = true, value_parser = parse_port)]
+    test_doorbell: Option<u16>,
     /// Say more; with --exec also show the guest's console on standard error
     #[arg(long, short)]
     verbose: bool,
+}
+
+/// A port's number, decimal or hexadecimal.
+fn parse_port(text: &str) -> Result<u16, ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -190,6 +202,7 @@ impl Args {
             console: self.console.into(),
             exec: self.exec,
             no_reboot: self.no_reboot,
+            test_doorbell: self.test_doorbell,
             timeout: self.timeout.map(Duration::from_secs),
             verbose: self.verbose,
         })

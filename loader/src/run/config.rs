@@ -81,6 +81,8 @@ pub struct Config {
     pub exec: Option<String>,
     /// End when the guest resets.
     pub no_reboot: bool,
+    /// A port with a doorbell that nobody waits on.
+    pub test_doorbell: Option<u16>,
     /// End after this time.
     pub timeout: Option<Duration>,
     /// Show more.
@@ -300,6 +302,7 @@ mod tests {
             console: Console::Hvc,
             exec: None,
             no_reboot: false,
+            test_doorbell: None,
             timeout: None,
             verbose: false,
         }

@@ -133,7 +133,9 @@ fn bare(kernel: &Path, initrd: &Path) -> Result<u64> {
     // It may have ended by itself.
     let _ = child.kill();
     let _ = child.wait();
-    found.ok_or_else(|| BenchError::NoFigure { what: format!("{} on the bare machine", kernel.display()), output }.into())
+    found.ok_or_else(|| {
+        BenchError::NoFigure { what: format!("{} on the bare machine", kernel.display()), output }.into()
+    })
 }
 
 /// Boots a kernel on covisor and gives the counter that it tells.
