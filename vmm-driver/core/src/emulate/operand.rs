@@ -42,14 +42,22 @@ pub(super) struct Gpr {
 impl Gpr {
     /// The register that iced-x86 names so.
     pub(super) fn named(name: Name) -> Option<Self> {
-        let groups = [
-            (Name::EAX, Name::R15D, 4),
-            (Name::RAX, Name::R15, 8),
-            (Name::AL, Name::R15L, 1),
-            (Name::AX, Name::R15W, 2),
-        ];
-        let (number, size) =
-            groups.into_iter().find_map(|(first, last, size)| Some((number_among(name, first, last)?, size)))?;
+        const BYTE: u8 = Name::AL as u8;
+        const LAST_BYTE: u8 = Name::R15L as u8;
+        const WORD: u8 = Name::AX as u8;
+        const LAST_WORD: u8 = Name::R15W as u8;
+        const DWORD: u8 = Name::EAX as u8;
+        const LAST_DWORD: u8 = Name::R15D as u8;
+        const QWORD: u8 = Name::RAX as u8;
+        const LAST_QWORD: u8 = Name::R15 as u8;
+        let name = name as u8;
+        let (number, size) = match name {
+            BYTE..=LAST_BYTE => (name - BYTE, 1),
+            WORD..=LAST_WORD => (name - WORD, 2),
+            DWORD..=LAST_DWORD => (name - DWORD, 4),
+            QWORD..=LAST_QWORD => (name - QWORD, 8),
+            _ => return None,
+        };
         Some(match (size, number) {
             // The byte registers' names go AL, CL, DL, BL, AH, CH, DH, BH, SPL, BPL, SIL, DIL, R8L.
             (1, 4..=7) => Self { number: number - 4, size, high: true },
