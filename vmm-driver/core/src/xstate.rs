@@ -74,6 +74,13 @@ impl ExtendedState {
         Self { method: if optimized { Method::Xsaveopt } else { Method::Xsave }, host_xcr0, size }
     }
 
+    /// Some CPU's, for an engine that never switches it.
+    #[cfg(any(test, feature = "test-support"))]
+    #[must_use]
+    pub const fn for_tests() -> Self {
+        Self { method: Method::Xsave, host_xcr0: 7, size: 832 }
+    }
+
     /// The most that a guest's XCR0 can be; 0 where guests cannot have XSAVE.
     #[must_use]
     pub fn guest_xcr0(&self) -> u64 {

@@ -53,7 +53,7 @@ unsafe impl Sync for TimerState {}
 thread_local! {
     static CLOCK_NS: Cell<u64> = const { Cell::new(1_000_000_000) };
     static TIMERS: RefCell<Vec<Weak<TimerState>>> = const { RefCell::new(Vec::new()) };
-    static MUST_YIELD: Cell<bool> = const { Cell::new(false) };
+    static SIGNAL: Cell<bool> = const { Cell::new(false) };
     static EVENTS: RefCell<HashMap<i64, Arc<AtomicU64>>> = RefCell::default();
     static BLOCKS: Cell<usize> = const { Cell::new(0) };
 }
@@ -72,9 +72,9 @@ impl MockHost {
         }
     }
 
-    /// What [`Host::must_yield`] says in the calling thread.
-    pub fn set_must_yield(value: bool) {
-        MUST_YIELD.set(value);
+    /// Whether a signal waits for the calling thread: then it is to yield, and does not sleep.
+    pub fn set_signal(value: bool) {
+        SIGNAL.set(value);
     }
 
     /// How often the event with this handle was signalled, by the calling thread's count.
@@ -137,12 +137,16 @@ impl Host for MockHost {
 
     fn preempt_on() {}
 
+    fn interrupts_off() {}
+
+    fn interrupts_on() {}
+
     fn must_yield() -> bool {
-        MUST_YIELD.get()
+        SIGNAL.get()
     }
 
     fn yield_now() -> Result<(), Interrupted> {
-        Ok(())
+        if SIGNAL.get() { Err(Interrupted) } else { Ok(()) }
     }
 
     fn kick(_cpu: usize) {}
@@ -174,6 +178,9 @@ impl Host for MockHost {
     fn wait(waker: &Self::Waker, ready: impl Fn() -> bool) -> Result<(), Interrupted> {
         let mut guard = waker.woken.lock().unwrap_or_else(PoisonError::into_inner);
         while !ready() {
+            if SIGNAL.get() {
+                return Err(Interrupted);
+            }
             guard = waker.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())

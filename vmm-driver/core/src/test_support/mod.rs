@@ -2,12 +2,16 @@
 //! mode, and a guest with page tables.
 
 mod comparison;
+mod engine;
 mod guest;
 mod host;
 mod native;
 mod vcpu;
 
 pub use comparison::compare_with_cpu;
+pub use engine::MockEngine;
+pub use engine::MockMapping;
+pub use engine::Script;
 pub use guest::TestGuest;
 pub use host::MockHost;
 pub use host::MockTimer;

@@ -6,6 +6,7 @@ use crate::registers::Gprs;
 use crate::registers::Segment;
 use crate::registers::SegmentName;
 use crate::registers::Table;
+use crate::registers::attributes;
 
 /// A vCPU's registers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,6 +63,9 @@ impl Vcpu for TestVcpu {
     }
     fn set_segment(&mut self, name: SegmentName, segment: Segment) {
         self.segments[name as usize] = segment;
+        if name == SegmentName::Ss {
+            self.cpl = (segment.attributes >> attributes::DPL_SHIFT & 3) as u8;
+        }
     }
     fn gdtr(&self) -> Table {
         self.gdtr

@@ -1,0 +1,123 @@
+//! An engine without a CPU: its vCPUs are plain structs, and a test's script says what the guest does.
+
+use std::cell::RefCell;
+use std::fmt;
+
+use covisor_abi::EngineKind;
+use covisor_abi::EngineStatus;
+
+use crate::engine::Engine;
+use crate::engine::ExitHandler;
+use crate::engine::Next;
+use crate::exit::Exit;
+use crate::host::Host;
+use crate::host::OutOfMemory;
+use crate::registers::Segment;
+use crate::registers::SegmentName;
+use crate::test_support::MockHost;
+use crate::test_support::TestVcpu;
+use crate::xstate::ExtendedState;
+
+/// What the guest does between an entry and the next exit: changes its registers and names the exit. `None` ends the
+/// script; from then on the vCPU only gets host interrupts, and a signal ends `RUN`.
+pub type Script = Box<dyn FnMut(&mut TestVcpu) -> Option<Exit>>;
+
+thread_local! {
+    static SCRIPT: RefCell<Option<Script>> = const { RefCell::new(None) };
+}
+
+/// The engine. It says that it is the first one.
+pub struct MockEngine(ExtendedState);
+
+impl fmt::Debug for MockEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MockEngine")
+    }
+}
+
+impl MockEngine {
+    /// Sets what the guests of the calling thread do.
+    pub fn set_script(script: Script) {
+        MockHost::set_signal(false);
+        SCRIPT.set(Some(script));
+    }
+}
+
+/// A block of guest memory, as [`Engine::vm_map`] gets it: address, host address, order.
+pub type MockMapping = (u64, u64, u32);
+
+impl Engine for MockEngine {
+    const KIND: EngineKind = EngineKind::Svm;
+    type Cpu = ();
+    type Vm = Vec<MockMapping>;
+    type Vcpu = TestVcpu;
+
+    fn status() -> EngineStatus {
+        EngineStatus::Usable
+    }
+
+    fn new<H: Host>() -> Result<Self, OutOfMemory> {
+        Ok(Self(ExtendedState::for_tests()))
+    }
+
+    fn free<H: Host>(self) {}
+
+    fn extended_state(&self) -> &ExtendedState {
+        &self.0
+    }
+
+    fn cpu_new<H: Host>(&self) -> Result<(), OutOfMemory> {
+        Ok(())
+    }
+
+    fn cpu_drop<H: Host>(&self, (): ()) {}
+
+    unsafe fn cpu_enable(&self, (): &mut ()) -> Result<(), EngineStatus> {
+        Ok(())
+    }
+
+    unsafe fn cpu_disable(&self, (): &mut ()) {}
+
+    fn vm_new<H: Host>(&self) -> Result<Vec<MockMapping>, OutOfMemory> {
+        Ok(Vec::new())
+    }
+
+    fn vm_drop<H: Host>(&self, _vm: Vec<MockMapping>) {}
+
+    fn vm_map<H: Host>(&self, vm: &mut Vec<MockMapping>, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
+        assert!(gpa.is_multiple_of(4096 << order) && phys.is_multiple_of(4096 << order), "blocks lie at their multiples");
+        vm.push((gpa, phys, order));
+        Ok(())
+    }
+
+    fn vcpu_new<H: Host>(&self, _vm: &Vec<MockMapping>, tsc_offset: u64) -> Result<TestVcpu, OutOfMemory> {
+        let mut vcpu = TestVcpu { tsc_offset, rflags: 2, rip: 0xfff0, cr0: 0x6000_0010, xcr0: 1, ..TestVcpu::default() };
+        vcpu.segments = [Segment { base: 0, limit: 0xffff, selector: 0, attributes: 0x93 }; 8];
+        vcpu.segments[SegmentName::Cs as usize].base = 0xffff_0000;
+        Ok(vcpu)
+    }
+
+    fn vcpu_drop<H: Host>(&self, _vcpu: TestVcpu) {}
+
+    unsafe fn run<X: ExitHandler<Self>>(
+        &self,
+        (): &mut (),
+        _vm: &Vec<MockMapping>,
+        vcpu: &mut TestVcpu,
+        handler: &mut X,
+    ) {
+        let mut script = SCRIPT.take();
+        loop {
+            // The CPU has delivered it.
+            vcpu.injection = None;
+            let exit = script.as_mut().and_then(|script| script(vcpu)).unwrap_or_else(|| {
+                MockHost::set_signal(true);
+                Exit::HostInterrupt
+            });
+            if handler.on_exit(vcpu, exit) == Next::Leave {
+                break;
+            }
+        }
+        SCRIPT.set(script);
+    }
+}
