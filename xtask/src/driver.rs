@@ -142,7 +142,13 @@ fn link_library(library: &Path, build: &Path, step: &Step) -> Result<()> {
 
 /// Runs Kbuild.
 fn make_module(headers: &Path, build: &Path, step: &Step) -> Result<()> {
-    let make = Cmd::new("make").arg("-C").arg(headers).arg(format!("M={}", build.display())).arg("modules");
+    let make = Cmd::new("make")
+        .arg("-C")
+        .arg(headers)
+        .arg(format!("M={}", build.display()))
+        // Type information for BPF programs takes another program to make, and nobody traces this module.
+        .arg("CONFIG_DEBUG_INFO_BTF_MODULES=")
+        .arg("modules");
     NOT_FOR_KBUILD.into_iter().fold(make, Cmd::env_remove).run(step)?;
     Ok(())
 }

@@ -19,6 +19,7 @@
 #include <linux/smp.h>
 #include <linux/timekeeping.h>
 #include <linux/version.h>
+#include <trace/events/ipi.h>
 #include <asm/tsc.h>
 
 #include "covisor.h"
