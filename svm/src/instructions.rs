@@ -141,34 +141,17 @@ pub(crate) unsafe fn raise_machine_check() {
 /// There are 256 bytes of stack left.
 #[inline]
 pub(crate) unsafe fn fill_return_stack() {
-    // SAFETY: what the calls push is taken off again; nothing below the stack pointer is in use, since the kernel's code has
-    // no red zone.
+    // SAFETY: 32 calls push 256 bytes, which are taken off at once; nothing below the stack pointer is in use, since the
+    // kernel's code has no red zone.
     unsafe {
         asm!(
-            "mov {count:e}, 16",
+            ".rept 32",
+            "call 2f",
+            // Where a prediction from one of these entries lands.
+            "int3",
             "2:",
-            "call 3f",
-            "int3",
-            "3:",
-            "call 4f",
-            "int3",
-            "4:",
-            "add rsp, 16",
-            "sub {count:e}, 1",
-            "jnz 2b",
-            // Linux's objtool wants to be told of calls that are none, up to 6.13 in the first way, since then in the second.
-            // These sections end with it; other hosts' tools know nothing of them.
-            #[cfg(target_os = "none")]
-            ".pushsection .discard.intra_function_calls, \"\", @progbits\n\
-             .long 2b, 3b\n\
-             .popsection\n\
-             .pushsection .discard.annotate_insn, \"M\", @progbits, 8\n\
-             .long 2b - ., {intra_function_call}\n\
-             .long 3b - ., {intra_function_call}\n\
-             .popsection",
-            count = out(reg) _,
-            #[cfg(target_os = "none")]
-            intra_function_call = const 7, // ANNOTYPE_INTRA_FUNCTION_CALL
+            ".endr",
+            "add rsp, 256",
         );
     }
 }

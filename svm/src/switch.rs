@@ -25,7 +25,6 @@ use covisor_core::engine::ExitHandler;
 use covisor_core::engine::Next;
 
 use covisor_core::engine::Vcpu;
-use covisor_core::exit::Exception;
 use covisor_core::exit::Exit;
 use covisor_core::registers::Gprs;
 
@@ -33,6 +32,7 @@ use crate::Cpu;
 use crate::Svm;
 use crate::SvmVcpu;
 use crate::event;
+use crate::exit_code;
 use crate::exits;
 use crate::instructions as insn;
 use crate::vmcb::Clean;
@@ -73,8 +73,7 @@ pub(crate) unsafe fn run<X: ExitHandler<Svm>>(svm: &Svm, cpu: &mut Cpu, vcpu: &m
         }
         cpu.unload(&svm.extended, vcpu);
         insn::stgi();
-        if vcpu.machine_check {
-            vcpu.machine_check = false;
+        if vcpu.vmcb().control.exit_code == exit_code::EXCEPTION_MC {
             insn::raise_machine_check();
         }
     }
@@ -195,15 +194,24 @@ extern "sysv64" fn on_exit<X: ExitHandler<Svm>>(context: &mut Context<'_, X>) ->
     if vcpu.track_nmi() {
         return Next::Resume as u32;
     }
-    let mut exit = exits::decode(&vcpu.vmcb().control);
     if event::is_valid(interrupted) {
-        exit = interrupted_delivery(vcpu, interrupted, exit);
-    } else {
-        vcpu.failed_deliveries = 0;
+        return on_interrupted_delivery(context, interrupted);
     }
-    if let Exit::Exception(Exception { vector: Exception::MACHINE_CHECK, .. }) = exit {
-        vcpu.machine_check = true;
-    }
+    vcpu.failed_deliveries = 0;
+    let exit = exits::decode(&vcpu.vmcb().control);
+    let next = context.handler.on_exit(vcpu, exit);
+    store_rax_rsp(vcpu);
+    next as u32
+}
+
+/// As [`on_exit`], when the exit interrupted a delivery.
+#[cold]
+#[inline(never)]
+fn on_interrupted_delivery<X: ExitHandler<Svm>>(context: &mut Context<'_, X>, interrupted: u64) -> u32 {
+    // SAFETY: as in on_exit(), which does not use its reference any more.
+    let vcpu = unsafe { &mut *context.vcpu };
+    let exit = exits::decode(&vcpu.vmcb().control);
+    let exit = interrupted_delivery(vcpu, interrupted, exit);
     let next = context.handler.on_exit(vcpu, exit);
     store_rax_rsp(vcpu);
     next as u32
@@ -211,7 +219,6 @@ extern "sysv64" fn on_exit<X: ExitHandler<Svm>>(context: &mut Context<'_, X>) ->
 
 /// An exit came while an event was delivered: the event is delivered again, or gives way to the exception that its
 /// delivery raised (APM vol. 2, 15.7.2).
-#[cold]
 fn interrupted_delivery(vcpu: &mut SvmVcpu, interrupted: u64, exit: Exit) -> Exit {
     if let Exit::Exception(exception) = exit {
         vcpu.failed_deliveries += 1;

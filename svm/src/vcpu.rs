@@ -72,8 +72,6 @@ pub struct SvmVcpu {
     pub(crate) assigned: Assigned,
     /// Deliveries in a row that were interrupted by an exception: a guest that faults on its own handlers without end.
     pub(crate) failed_deliveries: u32,
-    /// A machine check hit the guest and has to be handed to the host.
-    pub(crate) machine_check: bool,
     nmi: NmiState,
     next_rip_save: bool,
     /// How this CPU best forgets one guest's translations.
@@ -114,7 +112,6 @@ impl SvmVcpu {
             debug_addresses: [0; 4],
             assigned: Assigned::default(),
             failed_deliveries: 0,
-            machine_check: false,
             nmi: NmiState::Open,
             next_rip_save: features.next_rip_save,
             flush: if features.flush_by_asid { TlbControl::FlushGuest } else { TlbControl::FlushAll },
@@ -556,10 +553,14 @@ impl Vcpu for SvmVcpu {
         event::is_valid(self.vmcb().control.event_injection)
     }
 
-    fn want_interrupt_window(&mut self, wanted: bool) {
-        let window = VirtualInterrupt::IRQ | VirtualInterrupt::PRIORITY | VirtualInterrupt::IGNORE_TPR;
+    fn want_interrupt_window(&mut self, class: Option<u8>) {
         let control = &mut self.change(Clean::VIRTUAL_INTERRUPT | Clean::INTERCEPTS).control;
-        control.instructions1.set(Instructions1::VINTR, wanted);
-        control.virtual_interrupt.set(window, wanted);
+        control.instructions1.set(Instructions1::VINTR, class.is_some());
+        control.virtual_interrupt.remove(VirtualInterrupt::IRQ | VirtualInterrupt::PRIORITY);
+        if let Some(class) = class {
+            // The CPU compares the priority with the guest's TPR (15.21.2), so a guest that lowers CR8 opens the window.
+            let priority = u64::from(class & 0xf) << VirtualInterrupt::PRIORITY.bits().trailing_zeros();
+            control.virtual_interrupt.insert(VirtualInterrupt::IRQ | VirtualInterrupt::from_bits_retain(priority));
+        }
     }
 }

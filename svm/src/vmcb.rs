@@ -67,8 +67,6 @@ bitflags! {
         const IRQ = 1 << 8;
         /// Its priority.
         const PRIORITY = 0xf << 16;
-        /// It does not look at TPR.
-        const IGNORE_TPR = 1 << 20;
         /// The guest's IF masks virtual interrupts only; the host's masks physical ones.
         const MASKING = 1 << 24;
     }

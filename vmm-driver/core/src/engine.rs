@@ -220,6 +220,7 @@ pub trait Vcpu {
     fn inject(&mut self, injection: Injection);
     /// Whether something is to be handed to the guest at the next entry, be it that the last delivery was interrupted.
     fn injection_waits(&self) -> bool;
-    /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an interrupt, or no longer.
-    fn want_interrupt_window(&mut self, wanted: bool);
+    /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an interrupt of this priority class (1 to 15: its
+    /// flags are open and its task priority is lower), or no longer asks.
+    fn want_interrupt_window(&mut self, class: Option<u8>);
 }

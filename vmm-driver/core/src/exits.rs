@@ -93,7 +93,7 @@ impl<H: Host, E: Engine> ExitHandler<E> for Handler<'_, H, E> {
             Exit::Memory(access) => self.memory(vcpu, access),
             Exit::Halt => self.halt(vcpu),
             Exit::InterruptWindow => {
-                self.set_window(vcpu, false);
+                self.set_window(vcpu, None);
                 Next::Resume
             }
             Exit::Hypercall => self.hypercall(vcpu),
@@ -140,9 +140,7 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
     pub(crate) fn deliver(&mut self, vcpu: &mut E::Vcpu) {
         self.collect();
         if self.state.apic.is_quiet() && !self.state.nmi {
-            if self.state.window {
-                self.set_window(vcpu, false);
-            }
+            self.set_window(vcpu, None);
             return;
         }
         self.deliver_some(vcpu);
@@ -155,26 +153,29 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
         }
         self.state.apic.set_task_priority(vcpu.task_priority());
         let Some(vector) = self.state.apic.highest() else {
-            self.set_window(vcpu, false);
+            let held = self.state.apic.held_by_task_priority();
+            self.set_window(vcpu, held);
             return;
         };
         let open = vcpu.rflags() & RFlags::FLAGS_IF.bits() != 0 && !vcpu.interrupt_shadow();
         if !open || vcpu.injection_waits() {
-            self.set_window(vcpu, true);
+            self.set_window(vcpu, Some(vector));
             return;
         }
         self.state.apic.accept(vector);
         vcpu.inject(Injection::Interrupt(vector));
         self.shared.count(StatsKind::Injections);
-        let more = self.state.apic.highest().is_some();
-        self.set_window(vcpu, more);
+        let next = self.state.apic.highest().or_else(|| self.state.apic.held_by_task_priority());
+        self.set_window(vcpu, next);
     }
 
+    /// Asks for the window in which the guest takes this interrupt, or for none.
     #[inline]
-    fn set_window(&mut self, vcpu: &mut E::Vcpu, wanted: bool) {
-        if self.state.window != wanted {
-            self.state.window = wanted;
-            vcpu.want_interrupt_window(wanted);
+    fn set_window(&mut self, vcpu: &mut E::Vcpu, vector: Option<u8>) {
+        let class = vector.map(|vector| vector >> 4);
+        if self.state.window != class {
+            self.state.window = class;
+            vcpu.want_interrupt_window(class);
         }
     }
 

@@ -50,6 +50,7 @@ pub(crate) fn run<H: Host, E: Engine>(
     loop {
         match core::mem::replace(&mut leave, Leave::Again) {
             Leave::Again => {}
+            // Rung by a store that an answer of the loader's completed; the others are rung in enter().
             Leave::Doorbell(index) => vm.doorbells.ring(index),
             Leave::Notify(set) => vm.notify(set),
             Leave::Loader(exit) => {
@@ -187,10 +188,20 @@ fn enter<H: Host, E: Engine>(
         let Owned { engine, state } = owned;
         state.apic.expire(tsc());
         let mut handler = Handler::new(vm, shared, state);
-        handler.deliver(engine);
-        // SAFETY: preemption and interrupts are off, the CPU is this one and enabled, the vCPU is this VM's and ours.
-        unsafe { vm.slot.engine().run(cpu, engine_vm, engine, &mut handler) };
-        handler.leave
+        loop {
+            handler.deliver(engine);
+            // SAFETY: preemption and interrupts are off, the CPU is this one and enabled, the vCPU is this VM's and ours.
+            unsafe { vm.slot.engine().run(cpu, engine_vm, engine, &mut handler) };
+            let Leave::Doorbell(index) = handler.leave else { return handler.leave };
+            // The short way for what guests do most: the thread stays where it is.
+            handler.leave = Leave::Again;
+            H::interrupts_on();
+            vm.doorbells.ring(index);
+            H::interrupts_off();
+            if H::must_yield() || shared.wants_attention() {
+                return Leave::Again;
+            }
+        }
     });
     H::interrupts_on();
     shared.leave();

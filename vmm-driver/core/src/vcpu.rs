@@ -58,6 +58,12 @@ impl<H: Host> Shared<H> {
         self.cpu.store(0, Ordering::Release);
     }
 
+    /// Whether its thread is to look at more than the inbox before it enters the guest again.
+    #[inline]
+    pub(crate) fn wants_attention(&self) -> bool {
+        self.timer_fired.load(Ordering::Relaxed) || self.kicked.load(Ordering::Relaxed)
+    }
+
     /// Has it look at what was posted: wakes it from a halt, and out of the guest. Not in guest context.
     pub(crate) fn notify(&self) {
         core::sync::atomic::fence(Ordering::SeqCst);
@@ -141,8 +147,8 @@ pub(crate) struct VcpuState {
     pub(crate) nmi: bool,
     /// In HLT.
     pub(crate) halted: bool,
-    /// The interrupt window was asked for.
-    pub(crate) window: bool,
+    /// The interrupt window was asked for, for this priority class.
+    pub(crate) window: Option<u8>,
     /// The deadline that the host's timer is armed for.
     pub(crate) armed: Option<u64>,
     pub(crate) pending: Option<Pending>,
@@ -180,7 +186,7 @@ impl<H: Host, E: Engine> VcpuSlot<H, E> {
             msrs: GuestMsrs::default(),
             nmi: false,
             halted: false,
-            window: false,
+            window: None,
             armed: None,
             pending: None,
             ended: None,

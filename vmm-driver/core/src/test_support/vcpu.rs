@@ -36,7 +36,7 @@ pub struct TestVcpu {
     pub nmi_blocked: bool,
     pub next_rip: Option<u64>,
     pub injection: Option<Injection>,
-    pub interrupt_window: bool,
+    pub interrupt_window: Option<u8>,
 }
 
 impl Vcpu for TestVcpu {
@@ -178,7 +178,7 @@ impl Vcpu for TestVcpu {
     fn injection_waits(&self) -> bool {
         self.injection.is_some()
     }
-    fn want_interrupt_window(&mut self, wanted: bool) {
-        self.interrupt_window = wanted;
+    fn want_interrupt_window(&mut self, class: Option<u8>) {
+        self.interrupt_window = class;
     }
 }
