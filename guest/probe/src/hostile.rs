@@ -56,6 +56,7 @@ pub const ALL: &[Mode] = &[
     mode("idt-in-mmio", End::Ends, idt_in_mmio),
     mode("stack-in-mmio", End::Ends, stack_in_mmio),
     mode("vector-on-mmio", End::Ends, vector_on_mmio),
+    mode("split-mmio", End::Ends, split_mmio),
     mode("cli-loop", End::GoesOn, cli_loop),
     mode("sti-loop", End::GoesOn, sti_loop),
     mode("pause-loop", End::GoesOn, pause_loop),
@@ -145,6 +146,12 @@ fn stack_in_mmio(_: &CommandLine) {
 fn vector_on_mmio(_: &CommandLine) {
     // SAFETY: reads device memory, or ends.
     unsafe { asm!("fxrstor [{}]", in(reg) layout::HOLE) }
+}
+
+/// An access over the end of a page of device memory, which an engine may carry out in two parts, too.
+fn split_mmio(_: &CommandLine) {
+    // SAFETY: reads device memory, or ends.
+    unsafe { asm!("mov {0:e}, [{1}]", out(reg) _, in(reg) layout::HOLE + 0xffe) }
 }
 
 /// `cli; jmp .`: only the host's own interrupts bring the CPU back.

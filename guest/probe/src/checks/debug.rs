@@ -119,10 +119,12 @@ fn breakpoints(report: &mut Report) {
     cpu::clear_dr6();
 }
 
-/// Expects exactly one #DB, at `address`, by breakpoint 0.
+/// Expects exactly one #DB, at `address`, by breakpoint 0. QEMU's CPU does not arm the breakpoints that VMRUN loads.
 fn expect_event(report: &mut Report, name: &str, address: u64) {
     exception::record_debug(false);
-    report.expect(exception::debug_count() == 1, format_args!("{name}: {} #DB", exception::debug_count()));
+    let count = exception::debug_count();
+    report.expect_of_cpu(count >= 1, format_args!("{name}: no #DB"));
+    report.expect(count <= 1, format_args!("{name}: {count} #DB"));
     if let Some((rip, dr6)) = exception::debug_event(0) {
         report.expect(rip == address, format_args!("{name} at {rip:#x}, not {address:#x}"));
         report.expect(dr6 & 1 != 0, format_args!("{name}: DR6 {dr6:#x}"));

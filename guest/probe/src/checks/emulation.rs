@@ -225,7 +225,6 @@ fn nobody(report: &mut Report) {
     read!("movsx rax, byte ptr [rdi]", u64::MAX);
     read!("movsx eax, word ptr [rdi]", 0xffff_ffff);
     read!("movsxd rax, dword ptr [rdi]", u64::MAX);
-    read!("mov eax, [rdi + 0xffe]", 0xffff_ffff);
     // SAFETY: writes nobody's memory.
     unsafe {
         asm!(

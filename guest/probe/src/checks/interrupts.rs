@@ -13,6 +13,7 @@ use crate::exception;
 use crate::exception::vector;
 use crate::port;
 use crate::report::Report;
+use crate::rng::Rng;
 
 pub(super) const CHECKS: &[Check] = &[
     Check { name: "apic-modes", run: modes },
@@ -27,6 +28,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "timer-periodic", run: |report| each_mode(report, periodic) },
     Check { name: "timer-deadline", run: |report| each_mode(report, deadline) },
     Check { name: "halt-wake", run: |report| each_mode(report, halt) },
+    Check { name: "halt-wake-many", run: |report| each_mode(report, halt_many) },
     Check { name: "sti-shadow", run: |report| each_mode(report, sti_shadow) },
     Check { name: "ioapic-registers", run: ioapic_registers },
     Check { name: "ioapic-serial", run: ioapic_serial },
@@ -204,6 +206,9 @@ fn x2apic_reserved(report: &mut Report) {
 /// Timer counts, which are nanoseconds where the APIC's clock has 1 GHz: 200 us.
 const SHORT: u32 = 200_000;
 
+/// Waits of `halt-wake-many`.
+const HALTS: u32 = 2000;
+
 /// Spins with interrupts on until `done`; false when that takes too long.
 fn wait_until(done: impl Fn() -> bool) -> bool {
     const ROUNDS: u32 = 20_000_000;
@@ -264,23 +269,47 @@ fn deadline(report: &mut Report) {
     if cpu::cpuid(1, 0).ecx & 1 << 24 == 0 {
         return report.skip(format_args!("no TSC deadline"));
     }
+    /// Far enough away that nothing on the way takes as long: 100 million cycles.
+    const FAR: u64 = 100_000_000;
     apic::write(register::LVT_TIMER, apic::TIMER_DEADLINE | 0x46);
-    let due = cpu::rdtsc() + 300_000;
-    if let Err(fault) = cpu::try_wrmsr(msr::TSC_DEADLINE, due) {
+    let far = cpu::rdtsc() + FAR;
+    if let Err(fault) = cpu::try_wrmsr(msr::TSC_DEADLINE, far) {
         return report.fail(format_args!("{}: {fault}", mode()));
     }
-    report.expect(cpu::rdmsr(msr::TSC_DEADLINE) == due, format_args!("{}: reads another deadline", mode()));
+    report.expect(cpu::rdmsr(msr::TSC_DEADLINE) == far, format_args!("{}: reads another deadline", mode()));
+    let due = cpu::rdtsc() + 300_000;
+    let _ = cpu::try_wrmsr(msr::TSC_DEADLINE, due);
     report.expect(wait_until(|| exception::count(0x46) > 0), format_args!("{}: does not fire", mode()));
-    report.expect(exception::last_tsc() >= due, format_args!("{}: {} too early", mode(), due.wrapping_sub(exception::last_tsc())));
+    let early = due.saturating_sub(exception::last_tsc());
+    report.expect(early == 0, format_args!("{}: {early} cycles too early", mode()));
     report.expect(cpu::rdmsr(msr::TSC_DEADLINE) == 0, format_args!("{}: the deadline stays", mode()));
     let _ = cpu::try_wrmsr(msr::TSC_DEADLINE, cpu::rdtsc());
     cpu::take_interrupts();
     report.expect(exception::count(0x46) == 2, format_args!("{}: a past deadline does not fire", mode()));
-    let _ = cpu::try_wrmsr(msr::TSC_DEADLINE, cpu::rdtsc() + 1_000_000);
+    let _ = cpu::try_wrmsr(msr::TSC_DEADLINE, cpu::rdtsc() + FAR);
     let _ = cpu::try_wrmsr(msr::TSC_DEADLINE, 0);
     let start = cpu::rdtsc();
-    wait_until(|| cpu::rdtsc() - start > 3_000_000);
+    wait_until(|| cpu::rdtsc() - start > FAR + FAR / 10);
     report.expect(exception::count(0x46) == 2, format_args!("{}: a cleared deadline fires", mode()));
+    apic::reset();
+}
+
+/// HLT wakes every time, whatever happens between starting the timer and waiting: no wake-up is lost.
+fn halt_many(report: &mut Report) {
+    let mut rng = Rng::new(9);
+    apic::write(register::LVT_TIMER, apic::TIMER_ONE_SHOT | 0x4b);
+    for round in 0..HALTS {
+        let (count, _) = cpu::halves(rng.below(60_000) + 1);
+        apic::write(register::TIMER_INITIAL, count);
+        match rng.below(4) {
+            0 => drop(port::in8(crate::serial::COM1_SCRATCH)),
+            1 => drop(cpu::cpuid(0, 0)),
+            _ => {}
+        }
+        cpu::wait_for_interrupt();
+        let taken = exception::count(0x4b);
+        report.expect(taken == round + 1, format_args!("{}: {taken} interrupts after {round} waits", mode()));
+    }
     apic::reset();
 }
 
