@@ -23,7 +23,7 @@ const RC: &str = include_str!("initramfs/rc");
 const INITTAB: &str = include_str!("initramfs/inittab");
 
 /// The line of the inittab that runs a login shell on whatever `/dev/console` is.
-const CONSOLE_SHELL: &str = "::respawn:/bin/busybox setsid cttyhack sh -l\n";
+const CONSOLE_SHELL: &str = "::respawn:/bin/busybox cttyhack sh -l\n";
 
 /// What an initramfs holds.
 #[derive(Debug)]
