@@ -142,14 +142,27 @@ fn link_library(library: &Path, build: &Path, step: &Step) -> Result<()> {
 
 /// Runs Kbuild.
 fn make_module(headers: &Path, build: &Path, step: &Step) -> Result<()> {
-    let make = Cmd::new("make")
-        .arg("-C")
+    let log = build.join("kbuild.log");
+    let make = Cmd::new("sh")
+        // For its messages: where objtool gives up it says so, and does not fail.
+        .args(["-c", "\"$@\" >\"$0\" 2>&1 || { cat \"$0\"; exit 1; }"])
+        .arg(&log)
+        .args(["make", "-C"])
         .arg(headers)
         .arg(format!("M={}", build.display()))
         // Type information for BPF programs takes another program to make, and nobody traces this module.
         .arg("CONFIG_DEBUG_INFO_BTF_MODULES=")
         .arg("modules");
     NOT_FOR_KBUILD.into_iter().fold(make, Cmd::env_remove).run(step)?;
+    let messages = fs::read_to_string(&log)?;
+    let complaints: Vec<&str> = messages.lines().filter(|line| line.contains("objtool:")).collect();
+    if !complaints.is_empty() {
+        return Err(Unexpected(format!(
+            "objtool does not understand the driver's code, so Linux could not protect it against speculation:\n{}",
+            complaints.join("\n")
+        ))
+        .into());
+    }
     Ok(())
 }
 
