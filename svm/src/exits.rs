@@ -33,7 +33,7 @@ mod fault_info {
 }
 
 /// The exit that a VMCB tells.
-#[inline]
+#[inline(always)]
 pub(crate) fn decode(control: &Control) -> Exit {
     match control.exit_code {
         code::MSR => {

@@ -95,7 +95,13 @@ impl Call {
 
     /// The call with this Linux ioctl number.
     #[must_use]
+    #[inline]
     pub fn from_linux_number(number: u32) -> Option<Self> {
+        const RUN: u32 = Call::Run.linux_number();
+        if number == RUN {
+            // The one that comes often.
+            return Some(Self::Run);
+        }
         let call = *Self::ALL.get((number & 0xff) as usize)?;
         (call.linux_number() == number).then_some(call)
     }

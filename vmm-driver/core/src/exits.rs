@@ -78,7 +78,8 @@ pub(crate) struct Handler<'a, H: Host, E: Engine> {
 }
 
 impl<H: Host, E: Engine> ExitHandler<E> for Handler<'_, H, E> {
-    #[inline]
+    // One copy in the engine's hot loop, where the exit's code then leads straight to its answer.
+    #[inline(always)]
     fn on_exit(&mut self, vcpu: &mut E::Vcpu, exit: Exit) -> Next {
         self.shared.count(StatsKind::Exits);
         let next = match exit {
