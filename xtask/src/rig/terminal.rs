@@ -21,12 +21,13 @@ const LEAVE: u8 = 0x1d;
 pub(super) fn on_terminal(script: &str) -> String {
     let quoted = format!("'{}'", script.replace('\'', r"'\''"));
     let size = match size() {
-        Some((rows, columns)) => format!("stty rows {rows} cols {columns} <{HOST_TERMINAL}; "),
+        // The driver sets the size once more, to nothing, a moment after the terminal is opened.
+        Some((rows, columns)) => format!("usleep 100000; stty rows {rows} cols {columns}; "),
         None => String::new(),
     };
-    // Not the shell's last command, which a shell may run in its own place: as leader of a process
-    // group setsid would fork and its status be lost.
-    format!("{size}setsid -c sh -c {quoted} <{HOST_TERMINAL} >{HOST_TERMINAL} 2>&1; exit $?")
+    // The script is not the shell's last command, which a shell may run in its own place: as leader of a process group
+    // setsid would fork and the status be lost.
+    format!("exec <{HOST_TERMINAL} >{HOST_TERMINAL} 2>&1; {size}setsid -c sh -c {quoted}; exit $?")
 }
 
 /// Shows bytes on standard output at once.
@@ -157,6 +158,6 @@ mod tests {
 
     #[test]
     fn a_script_with_quotes_stays_one_word() {
-        assert!(on_terminal("echo 'a b'").contains(r"sh -c 'echo '\''a b'\''' </dev/hvc0"));
+        assert!(on_terminal("echo 'a b'").contains(r"sh -c 'echo '\''a b'\'''; exit $?"));
     }
 }
