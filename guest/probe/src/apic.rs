@@ -96,7 +96,9 @@ pub fn read(register: u32) -> u32 {
     if is_x2() {
         let value: u32;
         // SAFETY: x2APIC mode is on, and the register exists.
-        unsafe { asm!("rdmsr", in("ecx") msr::X2APIC + register / 16, out("eax") value, out("edx") _, options(nostack)) }
+        unsafe {
+            asm!("rdmsr", in("ecx") msr::X2APIC + register / 16, out("eax") value, out("edx") _, options(nostack))
+        }
         value
     } else {
         // SAFETY: the APIC's page is mapped, not cached, and nothing else.

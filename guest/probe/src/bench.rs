@@ -81,16 +81,19 @@ pub fn run(line: &CommandLine) {
     print("msr", measure!(["rdmsr"], in("ecx") msr::APIC_BASE, out("eax") _, out("edx") _));
 
     let port = u16::try_from(line.number("driver-port").unwrap_or(DEFAULT_DRIVER_PORT)).unwrap_or(0);
-    print("port-driver", if line.number("driver-port-bytes") == Some(1) {
-        measure!(["in al, dx"], in("dx") port, out("al") _)
-    } else {
-        measure!(["in eax, dx"], in("dx") port, out("eax") _)
-    });
+    print(
+        "port-driver",
+        if line.number("driver-port-bytes") == Some(1) {
+            measure!(["in al, dx"], in("dx") port, out("al") _)
+        } else {
+            measure!(["in eax, dx"], in("dx") port, out("eax") _)
+        },
+    );
     if let Some(port) = line.number("doorbell").and_then(|port| u16::try_from(port).ok()) {
         print("doorbell", measure!(["out dx, ax"], in("dx") port, in("ax") 0_u16));
     }
     print("port-user", measure!(["in al, dx"], in("dx") serial::COM1_SCRATCH, out("al") _));
-    let address = line.number("mmio").or_else(|| pci::virtio_memory()).unwrap_or(layout::HOLE);
+    let address = line.number("mmio").or_else(pci::virtio_memory).unwrap_or(layout::HOLE);
     print("mmio-user", measure!(["mov eax, [{address}]"], address = in(reg) address, out("eax") _));
     print("halt-wake", halt_wake());
 }

@@ -33,7 +33,12 @@ impl CommandLine {
     /// The value of the last word `key=value`.
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&str> {
-        self.text().split_ascii_whitespace().filter_map(|word| word.split_once('=')).filter(|(k, _)| *k == key).last().map(|(_, v)| v)
+        self.text()
+            .split_ascii_whitespace()
+            .rev()
+            .filter_map(|word| word.split_once('='))
+            .find(|(k, _)| *k == key)
+            .map(|(_, v)| v)
     }
 
     /// The value of `key` as a number, decimal or `0x` hexadecimal.

@@ -1,4 +1,4 @@
-//! Instructions that only ring 0 has, as functions. Those that may fault are used through [`catch!`](crate::catch) or
+//! Instructions that only ring 0 has, as functions. Those that may fault are used through `catch!` or
 //! the `try_` functions here.
 
 use core::arch::asm;
@@ -149,7 +149,7 @@ mov_register! {
 /// DR6 without events (APM vol. 2, 13.1.1.3).
 pub const DR6_CLEAR: u64 = 0xffff_0ff0;
 
-/// Sets DR6 to [`DR6_CLEAR`]; for the exception handler, which cannot use [`catch!`](crate::catch).
+/// Sets DR6 to [`DR6_CLEAR`]; for the exception handler, which cannot use `catch!`.
 pub fn clear_dr6() {
     // SAFETY: a valid value.
     unsafe { asm!("mov dr6, {}", in(reg) DR6_CLEAR, options(nomem, nostack, preserves_flags)) }

@@ -81,8 +81,9 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const NAMES: [&str; 32] = [
-            "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#9", "#TS", "#NP", "#SS", "#GP", "#PF", "#15",
-            "#MF", "#AC", "#MC", "#XF", "#20", "#CP", "#22", "#23", "#24", "#25", "#26", "#27", "#HV", "#VC", "#SX", "#31",
+            "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "#9", "#TS", "#NP", "#SS", "#GP", "#PF",
+            "#15", "#MF", "#AC", "#MC", "#XF", "#20", "#CP", "#22", "#23", "#24", "#25", "#26", "#27", "#HV", "#VC",
+            "#SX", "#31",
         ];
         match NAMES.get(usize::from(self.vector)) {
             Some(name) => write!(f, "{name}({:#x}) at {:#x}", self.error, self.rip),
@@ -115,7 +116,6 @@ pub struct Frame {
 
 /// Runs instructions and gives the exception that one of them raised, as `Option<Fault>`; after it, execution goes on
 /// behind the last one. `r11` is used up.
-#[macro_export]
 macro_rules! catch {
     ([$($line:expr),+ $(,)?] $(, $($operand:tt)+)?) => {{
         // SAFETY: the exception handler knows where to go on; what the instructions may do is the caller's to know.
@@ -148,7 +148,7 @@ static CAUGHT_VECTOR: AtomicU64 = AtomicU64::new(0);
 static CAUGHT_ERROR: AtomicU64 = AtomicU64::new(0);
 static CAUGHT_RIP: AtomicU64 = AtomicU64::new(0);
 
-/// What [`catch!`](crate::catch) caught, and ends its protection.
+/// What `catch!` caught, and ends its protection.
 pub fn take_fault() -> Option<Fault> {
     PROBE_RECOVERY.store(0, Relaxed);
     CAUGHT.swap(false, Relaxed).then(|| Fault {
@@ -493,7 +493,8 @@ pub struct TablePointer {
 /// An interrupt gate to `address` in 64-bit code (APM vol. 2, 4.8.4).
 #[must_use]
 pub const fn gate(address: u64, stack: u64, privilege: u64) -> [u64; 2] {
-    let low = address & 0xffff | 0x08 << 16 | stack << 32 | 0x8e00 << 32 | privilege << 45 | (address >> 16 & 0xffff) << 48;
+    let low =
+        address & 0xffff | 0x08 << 16 | stack << 32 | 0x8e00 << 32 | privilege << 45 | (address >> 16 & 0xffff) << 48;
     [low, address >> 32]
 }
 

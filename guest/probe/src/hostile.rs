@@ -200,7 +200,9 @@ fn db_loop(_: &CommandLine) {
     let _ = cpu::try_set_dr7(0x0999_0000 | 1 << 10 | 0b11_1111);
     exception::record_debug(true);
     // SAFETY: goes on for ever, on purpose: with the stack where the breakpoints are.
-    unsafe { asm!("mov rsp, {}", "push 0x102", "popfq", "2: push rax", "pop rax", "jmp 2b", in(reg) frame, options(noreturn)) }
+    unsafe {
+        asm!("mov rsp, {}", "push 0x102", "popfq", "2: push rax", "pop rax", "jmp 2b", in(reg) frame, options(noreturn))
+    }
 }
 
 /// Exits that the driver answers.
@@ -301,7 +303,7 @@ fn clock_anywhere(line: &CommandLine) {
     for round in 0..2000_u32 {
         // Not over the probe itself.
         let value = match round % 4 {
-            0 => rng.next() | 1 << 40,
+            0 => rng.draw() | 1 << 40,
             1 => layout::HOLE + rng.below(1 << 20),
             2 => layout::SCRATCH + rng.below(layout::SCRATCH_SIZE - 64),
             _ => 0xfec0_0000 + rng.below(0x40_0000),
@@ -331,7 +333,7 @@ fn random_msr(line: &CommandLine) {
     let count = msr::all().count() as u64;
     endlessly(|| {
         let number = usize::try_from(rng.below(count)).unwrap_or(0);
-        let value = if rng.below(2) == 0 { rng.next() } else { rng.few_bits() };
+        let value = if rng.below(2) == 0 { rng.draw() } else { rng.few_bits() };
         if let Some(index) = msr::all().nth(number) {
             let _ = cpu::try_wrmsr(index, value);
         }
@@ -342,7 +344,7 @@ fn random_msr(line: &CommandLine) {
 fn random_cr(line: &CommandLine) {
     let mut rng = rng(line);
     endlessly(|| {
-        let change = if rng.below(8) == 0 { rng.next() } else { rng.few_bits() };
+        let change = if rng.below(8) == 0 { rng.draw() } else { rng.few_bits() };
         let _ = match rng.below(10) {
             0 => cpu::try_set_cr0(cpu::cr0() ^ change),
             1 => cpu::try_set_cr4(cpu::cr4() ^ change),
@@ -371,7 +373,7 @@ fn random_port(line: &CommandLine) {
             _ => rng.below(0x1_0000),
         };
         let port = u16::try_from(port).unwrap_or(u16::MAX);
-        let (value, _) = cpu::halves(rng.next());
+        let (value, _) = cpu::halves(rng.draw());
         // Not those that end the machine.
         if matches!(port, 0x5fd..=0x601 | 0xcf6..=0xcf9) && port != 0xcf8 {
             return;
@@ -400,7 +402,7 @@ fn random_mmio(line: &CommandLine) {
         };
         // Any alignment, but within a page: `split-mmio` is about the rest.
         let address = if address & 0xfff > 0xff8 { address - 8 } else { address };
-        let value = rng.next();
+        let value = rng.draw();
         let _ = match rng.below(8) {
             0 => catch!(["mov [{0}], {1:l}"], in(reg) address, in(reg_abcd) value),
             1 => catch!(["mov [{0}], {1:x}"], in(reg) address, in(reg) value),
@@ -420,7 +422,7 @@ fn random_bytes(rng: &mut Rng) -> [u8; 15] {
         [0x0f, 0x0f, 0x0f, 0xf3, 0xf2, 0x66, 0x67, 0x48, 0xf0, 0x6c, 0x6e, 0xe4, 0xec, 0xc7, 0xa5, 0xae];
     let mut bytes = [0_u8; 15];
     for byte in &mut bytes {
-        *byte = rng.next().to_le_bytes()[0];
+        *byte = rng.draw().to_le_bytes()[0];
     }
     bytes[0] = PREFIXES[usize::try_from(rng.below(16)).unwrap_or(0)];
     if bytes[0] == 0x0f && rng.below(2) == 0 {
@@ -444,7 +446,7 @@ fn random_code(line: &CommandLine) {
         unsafe {
             asm!(
                 "call {}", in(reg) layout::SCRATCH,
-                in("rax") rng.next(), in("rdx") rng.next() & 0xffff, in("rcx") rng.next() & 0xff, in("rdi") layout::HOLE,
+                in("rax") rng.draw(), in("rdx") rng.draw() & 0xffff, in("rcx") rng.draw() & 0xff, in("rdi") layout::HOLE,
                 in("rsi") layout::SCRATCH + 0x1000, clobber_abi("C"),
             );
         }

@@ -20,6 +20,8 @@ mod bare_metal {
 
 #[cfg(not(target_os = "none"))]
 fn main() -> std::process::ExitCode {
-    eprintln!("covisor-probe is a kernel, not a program: build it by `cargo xtask build`, run it by `covisor run --kernel`");
+    eprintln!(
+        "covisor-probe is a kernel, not a program: build it by `cargo xtask build`, run it by `covisor run --kernel`"
+    );
     std::process::ExitCode::FAILURE
 }

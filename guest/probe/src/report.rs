@@ -20,7 +20,10 @@ impl Text {
     const EMPTY: Self = Self { bytes: [0; TEXT], length: 0 };
 
     fn as_str(&self) -> &str {
-        self.bytes.get(..self.length).and_then(|bytes| core::str::from_utf8(bytes).ok()).unwrap_or("(text cut inside a character)")
+        self.bytes
+            .get(..self.length)
+            .and_then(|bytes| core::str::from_utf8(bytes).ok())
+            .unwrap_or("(text cut inside a character)")
     }
 }
 

@@ -12,7 +12,7 @@ impl Rng {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,7 +22,7 @@ impl Rng {
 
     /// A number below `bound`, which is not 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.draw() % bound
     }
 
     /// A number with one to four bits set: control registers have more to say to those.
@@ -37,8 +37,8 @@ mod tests {
 
     #[test]
     fn test_the_same_seed_gives_the_same_numbers() {
-        assert_eq!(Rng::new(1).next(), Rng::new(1).next());
-        assert_ne!(Rng::new(1).next(), Rng::new(2).next());
+        assert_eq!(Rng::new(1).draw(), Rng::new(1).draw());
+        assert_ne!(Rng::new(1).draw(), Rng::new(2).draw());
     }
 
     #[test]

@@ -36,7 +36,10 @@ const MMIO_ADDRESS: u64 = 0xd000_0000;
 /// Without --append it measures what exits cost and prints one JSON object a line; with it, the guest's serial output is
 /// printed as it comes.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Example:\n  covisor-kvm-bench covisor-probe\n  covisor-kvm-bench --append test=all covisor-probe")]
+#[command(
+    version,
+    after_help = "Example:\n  covisor-kvm-bench covisor-probe\n  covisor-kvm-bench --append test=all covisor-probe"
+)]
 struct Arguments {
     /// The probe guest's image.
     probe: PathBuf,
@@ -68,7 +71,9 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
     let image = fs::read(&arguments.probe).map_err(|source| Error::Read { path: arguments.probe.clone(), source })?;
     let mut out = BufWriter::new(stdout().lock());
     match &arguments.append {
-        Some(line) => Machine::new(&image, line, DOORBELL_PORT)?.run(|text| writeln!(out, "{text}").and_then(|()| out.flush())),
+        Some(line) => {
+            Machine::new(&image, line, DOORBELL_PORT)?.run(|text| writeln!(out, "{text}").and_then(|()| out.flush()))
+        }
         None => {
             let line = format!(
                 "test=bench driver-port={PIC_MASK_PORT:#x} driver-port-bytes=1 doorbell={DOORBELL_PORT:#x} mmio={MMIO_ADDRESS:#x}"
@@ -77,7 +82,10 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
                 Some(_) if arguments.text => writeln!(out, "{text}"),
                 Some((op, instructions)) => {
                     let system = &arguments.system;
-                    writeln!(out, r#"{{"bench":"exits","op":"{op}","system":"{system}","instructions":{instructions}}}"#)?;
+                    writeln!(
+                        out,
+                        r#"{{"bench":"exits","op":"{op}","system":"{system}","instructions":{instructions}}}"#
+                    )?;
                     out.flush()
                 }
                 None => Ok(()),

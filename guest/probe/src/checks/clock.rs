@@ -61,8 +61,9 @@ impl TimeInfo {
     /// Nanoseconds since the start at a time stamp.
     fn nanoseconds(&self, tsc: u64) -> u64 {
         let delta = tsc.wrapping_sub(self.tsc);
-        let scaled = if self.shift >= 0 { delta << self.shift.unsigned_abs() } else { delta >> self.shift.unsigned_abs() };
-        let product = u128::from(scaled) * u128::from(self.multiplier) >> 32;
+        let scaled =
+            if self.shift >= 0 { delta << self.shift.unsigned_abs() } else { delta >> self.shift.unsigned_abs() };
+        let product = (u128::from(scaled) * u128::from(self.multiplier)) >> 32;
         self.time.wrapping_add(u64::try_from(product).unwrap_or(u64::MAX))
     }
 }
@@ -95,7 +96,10 @@ fn pvclock(report: &mut Report) {
     let Some(info) = TimeInfo::read(layout::SCRATCH) else {
         return report.fail(format_args!("the version never rests"));
     };
-    report.expect(info.version != 0 && info.multiplier != 0, format_args!("version {}, multiplier {}", info.version, info.multiplier));
+    report.expect(
+        info.version != 0 && info.multiplier != 0,
+        format_args!("version {}, multiplier {}", info.version, info.multiplier),
+    );
     let mut last = 0;
     for _ in 0..1000 {
         let _ = cpu::try_rdmsr(msr::APIC_BASE);
@@ -110,7 +114,9 @@ fn pvclock(report: &mut Report) {
         report.expect((90_000..2_000_000).contains(&span), format_args!("a million cycles are {span} ns"));
     }
     // Addresses that are not the guest's, or not aligned: refused or ignored.
-    for value in [1 << 62 | 1, u64::MAX, layout::HOLE | 1, 0xfee0_0001, layout::SCRATCH + 4095, layout::SCRATCH + 0x1ff_fffd] {
+    for value in
+        [1 << 62 | 1, u64::MAX, layout::HOLE | 1, 0xfee0_0001, layout::SCRATCH + 4095, layout::SCRATCH + 0x1ff_fffd]
+    {
         if let Err(fault) = cpu::try_wrmsr(msr::KVM_SYSTEM_TIME, value) {
             report.expect(fault.is_gp0(), format_args!("WRMSR {value:#x}: {fault}"));
         }

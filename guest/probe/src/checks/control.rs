@@ -134,7 +134,8 @@ fn efer_random(report: &mut Report) {
             report.expect(fault.is_gp0(), format_args!("EFER = {value:#x}: {fault}"));
         }
     }
-    report.expect(cpu::rdmsr(msr::EFER) == before, format_args!("EFER is {:#x}, was {before:#x}", cpu::rdmsr(msr::EFER)));
+    report
+        .expect(cpu::rdmsr(msr::EFER) == before, format_args!("EFER is {:#x}, was {before:#x}", cpu::rdmsr(msr::EFER)));
 }
 
 /// Whether XCR0 may have this value on a CPU with these components (Intel SDM vol. 1, 13.3; APM vol. 2, 11.5.2).
@@ -164,7 +165,7 @@ fn xcr0_random(report: &mut Report) {
     let supported = u64::from(leaf.edx) << 32 | u64::from(leaf.eax);
     let before = cpu::xcr0();
     let mut rng = Rng::new(6);
-    let small = (0..1024).map(|value| value as u64);
+    let small = 0..1024_u64;
     let random = core::iter::repeat_with(|| before ^ rng.few_bits()).take(ROUNDS);
     for value in small.chain(random) {
         let result = cpu::try_xsetbv(0, value);
@@ -183,7 +184,10 @@ fn xcr0_random(report: &mut Report) {
 fn debug_registers(report: &mut Report) {
     let values = [0x1111_2222_3333_u64, 0x2222, 0x7fff_ffff_fff0, 0xffff_8000_0000_0000];
     let results = [
-        cpu::try_set_dr0(values[0]), cpu::try_set_dr1(values[1]), cpu::try_set_dr2(values[2]), cpu::try_set_dr3(values[3]),
+        cpu::try_set_dr0(values[0]),
+        cpu::try_set_dr1(values[1]),
+        cpu::try_set_dr2(values[2]),
+        cpu::try_set_dr3(values[3]),
     ];
     for fault in results.into_iter().filter_map(Result::err) {
         report.fail(format_args!("DR0 to DR3: {fault}"));
@@ -192,7 +196,9 @@ fn debug_registers(report: &mut Report) {
     let _ = cpu::cpuid(0, 0);
     let read = [cpu::dr0(), cpu::dr1(), cpu::dr2(), cpu::dr3()];
     report.expect(read == values, format_args!("DR0 to DR3 are {read:x?}, not {values:x?}"));
-    for (name, result) in [("DR6", cpu::try_set_dr6(1 << 32)), ("DR7", cpu::try_set_dr7(1 << 32)), ("DR7", cpu::try_set_dr7(1 << 63))] {
+    for (name, result) in
+        [("DR6", cpu::try_set_dr6(1 << 32)), ("DR7", cpu::try_set_dr7(1 << 32)), ("DR7", cpu::try_set_dr7(1 << 63))]
+    {
         judge(report, name, 1 << 32, false, result);
     }
     let before = cpu::cr4();
@@ -213,7 +219,9 @@ fn debug_registers(report: &mut Report) {
         None => report.expect_of_cpu(false, format_args!("DR7.GD does not protect DR0")),
     }
     report.expect_of_cpu(cpu::dr7() & 1 << 13 == 0, format_args!("DR7.GD is still set after #DB"));
-    for result in [cpu::try_set_dr7(1 << 10), cpu::try_set_dr0(0), cpu::try_set_dr1(0), cpu::try_set_dr2(0), cpu::try_set_dr3(0)] {
+    for result in
+        [cpu::try_set_dr7(1 << 10), cpu::try_set_dr0(0), cpu::try_set_dr1(0), cpu::try_set_dr2(0), cpu::try_set_dr3(0)]
+    {
         if let Err(fault) = result {
             report.fail(format_args!("debug registers cannot be cleared: {fault}"));
         }

@@ -87,12 +87,11 @@ fn out_of_range(report: &mut Report) {
     if cpu::cpuid(0, 0).ecx != u32::from_le_bytes(*b"cAMD") {
         return report.skip(format_args!("not AMD's"));
     }
-    for leaf in [highest(0) + 1, 0x3fff_ffff, 0x4fff_ffff, highest(0x8000_0000) + 1, 0x8fff_ffff, 0xc000_0000, u32::MAX] {
+    for leaf in [highest(0) + 1, 0x3fff_ffff, 0x4fff_ffff, highest(0x8000_0000) + 1, 0x8fff_ffff, 0xc000_0000, u32::MAX]
+    {
         let CpuidResult { eax, ebx, ecx, edx } = cpu::cpuid(leaf, 0);
-        report.expect(
-            eax | ebx | ecx | edx == 0,
-            format_args!("leaf {leaf:#x} is {eax:#x} {ebx:#x} {ecx:#x} {edx:#x}"),
-        );
+        report
+            .expect(eax | ebx | ecx | edx == 0, format_args!("leaf {leaf:#x} is {eax:#x} {ebx:#x} {ecx:#x} {edx:#x}"));
     }
 }
 

@@ -68,7 +68,11 @@ fn single_step(report: &mut Report) {
     judge(report, "IN from user mode", step!(["in al, dx"], in("dx") serial::COM1_SCRATCH, out("al") _));
     judge(report, "OUT to user mode", step!(["out dx, al"], in("dx") serial::COM1_SCRATCH, in("al") 0_u8));
     judge(report, "OUT to port 0x80", step!(["out 0x80, al"], in("al") 0_u8));
-    judge(report, "device memory in the driver", step!(["mov eax, [{0}]"], in(reg) crate::apic::BASE + 0x30, out("eax") _));
+    judge(
+        report,
+        "device memory in the driver",
+        step!(["mov eax, [{0}]"], in(reg) crate::apic::BASE + 0x30, out("eax") _),
+    );
     judge(report, "device memory in user mode", step!(["mov eax, [{0}]"], in(reg) layout::HOLE, out("eax") _));
     judge(report, "MOV to CR0", step!(["mov cr0, {0}"], in(reg) cpu::cr0()));
     judge(report, "MOV from DR7", step!(["mov {0}, dr7"], out(reg) _));
@@ -82,7 +86,8 @@ fn single_step_mov_ss(report: &mut Report) {
     let came = (0..exception::debug_count()).filter_map(exception::debug_event).any(|(rip, _)| rip == behind);
     report.expect(came, format_args!("no #DB behind the instruction after MOV SS"));
     // CPUID's two bytes lie before `behind`: no #DB may come there.
-    let early = (0..exception::debug_count()).filter_map(exception::debug_event).any(|(rip, _)| rip == behind.wrapping_sub(2));
+    let early =
+        (0..exception::debug_count()).filter_map(exception::debug_event).any(|(rip, _)| rip == behind.wrapping_sub(2));
     report.expect_of_cpu(!early, format_args!("#DB between MOV SS and the next instruction"));
 }
 

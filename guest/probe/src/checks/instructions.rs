@@ -68,7 +68,8 @@ fn vmx(report: &mut Report) {
 /// A hypercall of any number and with any arguments comes back, in KVM's way: RAX holds the answer.
 fn hypercall(report: &mut Report) {
     for number in [0_u64, 1, 5, 9, 11, 100, 0xffff_ffff, u64::MAX] {
-        let fault = catch!(["vmmcall"], inout("rax") number => _, in("rcx") u64::MAX, in("rdx") u64::MAX, in("rsi") u64::MAX);
+        let fault =
+            catch!(["vmmcall"], inout("rax") number => _, in("rcx") u64::MAX, in("rdx") u64::MAX, in("rsi") u64::MAX);
         expect_done(report, "VMMCALL", fault);
     }
 }
@@ -82,7 +83,12 @@ fn privileged(report: &mut Report) {
     expect_done(report, "SWAPGS", catch!(["swapgs", "swapgs"]));
     if cpu::cpuid(7, 0).ebx & 1 << 10 == 0 {
         let descriptor = [0_u64; 2];
-        expect(report, "INVPCID", catch!(["invpcid {kind}, [{at}]"], kind = in(reg) 2_u64, at = in(reg) &raw const descriptor), vector::UD);
+        expect(
+            report,
+            "INVPCID",
+            catch!(["invpcid {kind}, [{at}]"], kind = in(reg) 2_u64, at = in(reg) &raw const descriptor),
+            vector::UD,
+        );
     }
     // Counter 0xffff exists nowhere.
     match catch!(["rdpmc"], in("ecx") 0xffff, out("eax") _, out("edx") _) {
@@ -116,7 +122,12 @@ fn undefined(report: &mut Report) {
         }
     }
     if cpu::cpuid(0x8000_0008, 0).ebx & 1 << 4 == 0 {
-        expect(report, "RDPRU", catch!([".byte 0x0f, 0x01, 0xfd"], in("ecx") 0, out("eax") _, out("edx") _), vector::UD);
+        expect(
+            report,
+            "RDPRU",
+            catch!([".byte 0x0f, 0x01, 0xfd"], in("ecx") 0, out("eax") _, out("edx") _),
+            vector::UD,
+        );
     }
 }
 
@@ -234,7 +245,9 @@ fn ring_3(report: &mut Report) {
     // Which comes first, "no SVM" or "not in ring 0", differs.
     for (name, code) in [("VMRUN", [0x0f, 0x01, 0xd8]), ("CLGI", [0x0f, 0x01, 0xdd])] {
         match user::raised(&code) {
-            Some(fault) => report.expect(matches!(fault.vector, vector::UD | vector::GP), format_args!("{name}: {fault}")),
+            Some(fault) => {
+                report.expect(matches!(fault.vector, vector::UD | vector::GP), format_args!("{name}: {fault}"))
+            }
             None => report.fail(format_args!("{name} is carried out")),
         }
     }

@@ -126,7 +126,10 @@ fn task_priority(report: &mut Report) {
     cpu::take_interrupts();
     report.expect(exception::count(0x60) == 1, format_args!("{}: 0x60 is above TPR", mode()));
     let _ = cpu::try_set_cr8(4);
-    report.expect(apic::read(register::TPR) == 0x40, format_args!("{}: CR8 4, TPR {:#x}", mode(), apic::read(register::TPR)));
+    report.expect(
+        apic::read(register::TPR) == 0x40,
+        format_args!("{}: CR8 4, TPR {:#x}", mode(), apic::read(register::TPR)),
+    );
     cpu::take_interrupts();
     report.expect(exception::count(0x58) == 1, format_args!("{}: not taken after CR8 fell", mode()));
     let _ = cpu::try_set_cr8(0);
@@ -138,7 +141,10 @@ fn in_service(report: &mut Report) {
     apic::send_self(0x80);
     cpu::take_interrupts();
     report.expect(apic::bit(register::ISR, 0x80), format_args!("{}: 0x80 is not in ISR", mode()));
-    report.expect(apic::read(register::PPR) & 0xf0 == 0x80, format_args!("{}: PPR {:#x}", mode(), apic::read(register::PPR)));
+    report.expect(
+        apic::read(register::PPR) & 0xf0 == 0x80,
+        format_args!("{}: PPR {:#x}", mode(), apic::read(register::PPR)),
+    );
     apic::send_self(0x70);
     apic::send_self(0x8f);
     cpu::take_interrupts();
@@ -151,20 +157,25 @@ fn in_service(report: &mut Report) {
     }
     exception::set_auto_eoi(true);
     cpu::take_interrupts();
-    report.expect(exception::order(2) == Some(0x8f) && exception::order(3) == Some(0x70), format_args!("{}: not taken after EOI", mode()));
+    report.expect(
+        exception::order(2) == Some(0x8f) && exception::order(3) == Some(0x70),
+        format_args!("{}: not taken after EOI", mode()),
+    );
 }
 
 /// An NMI comes with interrupts off, and once.
 fn nmi(report: &mut Report) {
     if apic::is_x2() {
         let id = u64::from(apic::read(register::ID));
-        let _ = cpu::try_wrmsr(msr::X2APIC + register::ICR / 16, id << 32 | u64::from(apic::ICR_NMI | apic::ICR_ASSERT));
+        let _ =
+            cpu::try_wrmsr(msr::X2APIC + register::ICR / 16, id << 32 | u64::from(apic::ICR_NMI | apic::ICR_ASSERT));
     } else {
         apic::write(register::ICR_HIGH, apic::read(register::ID));
         apic::write(register::ICR, apic::ICR_NMI | apic::ICR_ASSERT);
     }
     let _ = cpu::cpuid(0, 0);
-    report.expect(exception::count(vector::NMI) == 1, format_args!("{}: {} NMIs", mode(), exception::count(vector::NMI)));
+    report
+        .expect(exception::count(vector::NMI) == 1, format_args!("{}: {} NMIs", mode(), exception::count(vector::NMI)));
 }
 
 /// In x2APIC mode, what cannot be written or has reserved bits raises #GP (Intel SDM vol. 3, 11.12.1.2).
@@ -254,7 +265,10 @@ fn masked_timer(report: &mut Report) {
 fn periodic(report: &mut Report) {
     apic::write(register::LVT_TIMER, apic::TIMER_PERIODIC | 0x45);
     apic::write(register::TIMER_INITIAL, SHORT);
-    report.expect(wait_until(|| exception::count(0x45) >= 5), format_args!("{}: fired {} times", mode(), exception::count(0x45)));
+    report.expect(
+        wait_until(|| exception::count(0x45) >= 5),
+        format_args!("{}: fired {} times", mode(), exception::count(0x45)),
+    );
     apic::write(register::TIMER_INITIAL, 0);
     cpu::take_interrupts();
     let fired = exception::count(0x45);
@@ -374,12 +388,15 @@ fn ioapic_registers(report: &mut Report) {
     report.expect(last == 23, format_args!("{} inputs", last + 1));
     for pin in 0..=last {
         let (low, high) = (io::TABLE + 2 * pin, io::TABLE + 2 * pin + 1);
-        io::write(low, io::MASKED | 0x30 + pin);
+        io::write(low, io::MASKED | (0x30 + pin));
         io::write(high, 0x0f00_0000);
         let got = (io::read(low), io::read(high));
-        report.expect(got == (io::MASKED | 0x30 + pin, 0x0f00_0000), format_args!("entry {pin} is {got:x?}"));
+        report.expect(got == (io::MASKED | (0x30 + pin), 0x0f00_0000), format_args!("entry {pin} is {got:x?}"));
         io::write(low, io::MASKED | io::REMOTE_IRR | 1 << 12 | 0x30);
-        report.expect(io::read(low) & (io::REMOTE_IRR | 1 << 12) == 0, format_args!("entry {pin}: read-only bits are written"));
+        report.expect(
+            io::read(low) & (io::REMOTE_IRR | 1 << 12) == 0,
+            format_args!("entry {pin}: read-only bits are written"),
+        );
         io::write(low, io::MASKED);
         io::write(high, 0);
     }

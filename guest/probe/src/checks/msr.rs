@@ -23,7 +23,17 @@ pub(crate) fn all() -> impl Iterator<Item = u32> {
         .chain(0xc000_0000..=0xc000_1fff)
         .chain(0xc001_0000..=0xc001_1fff)
         .chain(0x4b56_4d00..=0x4b56_4dff)
-        .chain([0x2000, 0x4000_0000, 0x7fff_ffff, 0x8000_0000, 0xbfff_ffff, 0xc000_2000, 0xc000_ffff, 0xc001_2000, 0xffff_ffff])
+        .chain([
+            0x2000,
+            0x4000_0000,
+            0x7fff_ffff,
+            0x8000_0000,
+            0xbfff_ffff,
+            0xc000_2000,
+            0xc000_ffff,
+            0xc001_2000,
+            0xffff_ffff,
+        ])
 }
 
 /// Registers whose change would take the check's own ground away: the local APIC's in x2APIC mode, and those through which
@@ -60,7 +70,7 @@ fn write_junk(report: &mut Report) {
     let mut rng = Rng::new(7);
     for index in all().filter(|index| !is_ours(*index)) {
         let old = cpu::try_rdmsr(index);
-        for value in [rng.next(), rng.few_bits(), rng.next() & 0xffff_ffff] {
+        for value in [rng.draw(), rng.few_bits(), rng.draw() & 0xffff_ffff] {
             match cpu::try_wrmsr(index, value) {
                 Ok(()) => {
                     if let Ok(old) = old {
@@ -78,9 +88,13 @@ fn efer(report: &mut Report) {
     const LME: u64 = 1 << 8;
     const SVME: u64 = 1 << 12;
     let before = cpu::rdmsr(msr::EFER);
-    for (value, name) in
-        [(before | SVME, "SVME"), (before & !LME, "LME cleared"), (before | 1 << 1, "bit 1"), (before | 1 << 9, "bit 9"), (before | 1 << 63, "bit 63")]
-    {
+    for (value, name) in [
+        (before | SVME, "SVME"),
+        (before & !LME, "LME cleared"),
+        (before | 1 << 1, "bit 1"),
+        (before | 1 << 9, "bit 9"),
+        (before | 1 << 63, "bit 63"),
+    ] {
         match cpu::try_wrmsr(msr::EFER, value) {
             Ok(()) => {
                 report.fail(format_args!("{name} is taken"));
@@ -89,15 +103,15 @@ fn efer(report: &mut Report) {
             Err(fault) => report.expect(fault.is_gp0(), format_args!("{name}: {fault}")),
         }
     }
-    report.expect(cpu::rdmsr(msr::EFER) == before, format_args!("EFER is {:#x}, was {before:#x}", cpu::rdmsr(msr::EFER)));
+    report
+        .expect(cpu::rdmsr(msr::EFER) == before, format_args!("EFER is {:#x}, was {before:#x}", cpu::rdmsr(msr::EFER)));
 }
 
 /// Addresses that are not canonical raise #GP in registers that hold addresses (APM vol. 2, 5.3.1). QEMU's own CPU takes
 /// them; then they can at least be read again, and the machine lives on.
 fn noncanonical(report: &mut Report) {
-    let registers = [
-        msr::LSTAR, msr::CSTAR, msr::FS_BASE, msr::GS_BASE, msr::KERNEL_GS_BASE, msr::SYSENTER_ESP, msr::SYSENTER_EIP,
-    ];
+    let registers =
+        [msr::LSTAR, msr::CSTAR, msr::FS_BASE, msr::GS_BASE, msr::KERNEL_GS_BASE, msr::SYSENTER_ESP, msr::SYSENTER_EIP];
     let mut taken = 0;
     for index in registers {
         let before = cpu::rdmsr(index);
@@ -134,7 +148,8 @@ fn pat(report: &mut Report) {
     }
     let other = 0x0007_0106_0007_0506;
     match cpu::try_wrmsr(msr::PAT, other) {
-        Ok(()) => report.expect(cpu::rdmsr(msr::PAT) == other, format_args!("{other:#x} reads as {:#x}", cpu::rdmsr(msr::PAT))),
+        Ok(()) => report
+            .expect(cpu::rdmsr(msr::PAT) == other, format_args!("{other:#x} reads as {:#x}", cpu::rdmsr(msr::PAT))),
         Err(fault) => report.fail(format_args!("{other:#x}: {fault}")),
     }
     let _ = cpu::try_wrmsr(msr::PAT, before);
@@ -143,7 +158,9 @@ fn pat(report: &mut Report) {
 /// Reserved bits and modes that do not exist raise #GP (Intel SDM vol. 3, 11.12.1 and 11.12.5).
 fn apic_base(report: &mut Report) {
     let before = cpu::rdmsr(msr::APIC_BASE);
-    for (value, name) in [(before & !(3 << 10) | 1 << 10, "x2APIC without enable"), (before | 1, "bit 0"), (before | 1 << 63, "bit 63")] {
+    for (value, name) in
+        [(before & !(3 << 10) | 1 << 10, "x2APIC without enable"), (before | 1, "bit 0"), (before | 1 << 63, "bit 63")]
+    {
         match cpu::try_wrmsr(msr::APIC_BASE, value) {
             Ok(()) => {
                 report.fail(format_args!("{name} is taken"));

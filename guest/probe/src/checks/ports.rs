@@ -48,7 +48,8 @@ fn sizes(report: &mut Report) {
     report.expect(port::in8(NOBODY) == u8::MAX, format_args!("one byte: {:#x}", port::in8(NOBODY)));
     report.expect(port::in16(NOBODY) == u16::MAX, format_args!("two bytes: {:#x}", port::in16(NOBODY)));
     report.expect(port::in32(NOBODY) == u32::MAX, format_args!("four bytes: {:#x}", port::in32(NOBODY)));
-    let (mut one, mut two, mut four) = (0x1122_3344_5566_7788_u64, 0x1122_3344_5566_7788_u64, 0x1122_3344_5566_7788_u64);
+    let (mut one, mut two, mut four) =
+        (0x1122_3344_5566_7788_u64, 0x1122_3344_5566_7788_u64, 0x1122_3344_5566_7788_u64);
     // SAFETY: reads ports.
     unsafe {
         asm!("in al, dx", inout("rax") one, in("dx") NOBODY, options(nomem, nostack));
@@ -68,7 +69,10 @@ fn strings(report: &mut Report) {
     let (mut to, mut count) = (layout::SCRATCH + START as u64, 10_u64);
     // SAFETY: stores into scratch memory.
     unsafe { asm!("cld", "rep insb", inout("rdi") to, inout("rcx") count, in("dx") COM1_SCRATCH) }
-    report.expect(count == 0 && to == layout::SCRATCH + START as u64 + 10, format_args!("REP INSB: RCX {count}, RDI {to:#x}"));
+    report.expect(
+        count == 0 && to == layout::SCRATCH + START as u64 + 10,
+        format_args!("REP INSB: RCX {count}, RDI {to:#x}"),
+    );
     let right = (0..8192).all(|index| byte(index) == if (START..START + 10).contains(&index) { 0x77 } else { 0 });
     report.expect(right, format_args!("REP INSB stored something else"));
 
@@ -77,14 +81,18 @@ fn strings(report: &mut Report) {
     // SAFETY: reads scratch memory; sets the direction flag and clears it.
     unsafe { asm!("std", "rep outsb", "cld", inout("rsi") from, inout("rcx") count, in("dx") COM1_SCRATCH) }
     let last = port::in8(COM1_SCRATCH);
-    report.expect(count == 0 && from == layout::SCRATCH + 12, format_args!("REP OUTSB down: RCX {count}, RSI {from:#x}"));
+    report
+        .expect(count == 0 && from == layout::SCRATCH + 12, format_args!("REP OUTSB down: RCX {count}, RSI {from:#x}"));
     report.expect(last == 13, format_args!("REP OUTSB down: the last byte is {last}"));
 
     fill(64, |_| 0);
     let (mut to, mut count) = (layout::SCRATCH, 0_u64);
     // SAFETY: stores nothing.
     unsafe { asm!("rep insd", inout("rdi") to, inout("rcx") count, in("dx") NOBODY) }
-    report.expect(count == 0 && to == layout::SCRATCH && byte(0) == 0, format_args!("REP INSD of nothing does something"));
+    report.expect(
+        count == 0 && to == layout::SCRATCH && byte(0) == 0,
+        format_args!("REP INSD of nothing does something"),
+    );
     // SAFETY: stores into scratch memory.
     unsafe {
         asm!("insw", inout("rdi") to, in("dx") NOBODY);
@@ -98,7 +106,10 @@ fn strings(report: &mut Report) {
     fill(64, |index| if index == 0 { 0x99 } else { 0 });
     // SAFETY: reads scratch memory.
     unsafe { asm!("outs dx, byte ptr [esi]", inout("rsi") from, in("dx") COM1_SCRATCH) }
-    report.expect(port::in8(COM1_SCRATCH) == 0x99, format_args!("OUTSB with a 32-bit address: {:#x}", port::in8(COM1_SCRATCH)));
+    report.expect(
+        port::in8(COM1_SCRATCH) == 0x99,
+        format_args!("OUTSB with a 32-bit address: {:#x}", port::in8(COM1_SCRATCH)),
+    );
     report.expect(from == layout::SCRATCH + 1, format_args!("OUTSB with a 32-bit address: RSI {from:#x}"));
     let before = crate::cpu::rdmsr(crate::cpu::msr::FS_BASE);
     let _ = crate::cpu::try_wrmsr(crate::cpu::msr::FS_BASE, layout::SCRATCH - 0x1000);
@@ -106,7 +117,10 @@ fn strings(report: &mut Report) {
     let mut from = 0x1000_u64;
     // SAFETY: reads scratch memory.
     unsafe { asm!("outs dx, byte ptr fs:[rsi]", inout("rsi") from, in("dx") COM1_SCRATCH) }
-    report.expect(port::in8(COM1_SCRATCH) == 0x88 && from == 0x1001, format_args!("OUTSB by FS: {:#x}", port::in8(COM1_SCRATCH)));
+    report.expect(
+        port::in8(COM1_SCRATCH) == 0x88 && from == 0x1001,
+        format_args!("OUTSB by FS: {:#x}", port::in8(COM1_SCRATCH)),
+    );
     let _ = crate::cpu::try_wrmsr(crate::cpu::msr::FS_BASE, before);
 }
 
@@ -128,7 +142,9 @@ fn string_fault(report: &mut Report) {
     report.expect(count == 10 && to == END, format_args!("REP INSB: RCX {count}, RDI {to:#x}"));
     let mut from = 1_u64 << 63;
     match catch!(["outsb"], inout("rsi") from, in("dx") COM1_SCRATCH) {
-        Some(fault) => report.expect(fault.is_gp0(), format_args!("OUTSB from an address that is not canonical: {fault}")),
+        Some(fault) => {
+            report.expect(fault.is_gp0(), format_args!("OUTSB from an address that is not canonical: {fault}"))
+        }
         None => report.fail(format_args!("OUTSB from {from:#x} is carried out")),
     }
 }

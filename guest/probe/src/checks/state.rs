@@ -170,7 +170,9 @@ fn x87(report: &mut Report) {
         exits();
     }
     // SAFETY: as above; the two values are popped.
-    unsafe { asm!("fnstcw [{}]", "fstp st(0)", "fstp qword ptr [{}]", in(reg) &raw mut control_after, in(reg) &raw mut value) }
+    unsafe {
+        asm!("fnstcw [{}]", "fstp st(0)", "fstp qword ptr [{}]", in(reg) &raw mut control_after, in(reg) &raw mut value)
+    }
     report.expect(control_after == control, format_args!("control word {control_after:#x}"));
     report.expect(value == core::f64::consts::PI.to_bits(), format_args!("pi is {value:#x}"));
 }
