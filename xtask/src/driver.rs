@@ -32,10 +32,11 @@ const RUSTFLAGS: &[&str] = &[
 ];
 
 /// What the C shim calls; all else in the Rust object is its own affair.
-const ENTRY_POINTS: [&str; 9] = [
+const ENTRY_POINTS: [&str; 10] = [
     "covisor_module_init",
     "covisor_module_exit",
     "covisor_power_down",
+    "covisor_power_down_here",
     "covisor_open",
     "covisor_release",
     "covisor_ioctl",

@@ -113,6 +113,8 @@ pub trait EngineEntry<H: Host>: Send + Sync {
     fn vm_new(&'static self, vcpus: u32) -> Result<Box<dyn VmCalls>, CallError>;
     /// Switches the extension off on all CPUs.
     fn power_down(&self);
+    /// Switches the extension off on this CPU, with interrupts off.
+    fn power_down_here(&self);
     /// Frees it; no VM exists.
     fn free(self: Box<Self>);
 }
@@ -174,6 +176,10 @@ impl<H: Host, E: Engine> EngineEntry<H> for Present<H, E> {
         self.slot.power_down::<H>();
     }
 
+    fn power_down_here(&self) {
+        self.slot.disable_here::<H>();
+    }
+
     fn free(self: Box<Self>) {
         self.slot.free::<H>();
     }
@@ -193,6 +199,8 @@ impl<H: Host> EngineEntry<H> for Absent {
     }
 
     fn power_down(&self) {}
+
+    fn power_down_here(&self) {}
 
     fn free(self: Box<Self>) {}
 }
@@ -240,6 +248,14 @@ impl<H: Host> Driver<H> {
     pub fn power_down(&self) {
         for engine in &self.engines {
             engine.power_down();
+        }
+    }
+
+    /// [`Driver::power_down`] for the calling CPU only: it goes down, or comes up and has forgotten what it was told.
+    /// Interrupts are off.
+    pub fn power_down_here(&self) {
+        for engine in &self.engines {
+            engine.power_down_here();
         }
     }
 

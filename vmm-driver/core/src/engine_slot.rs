@@ -105,7 +105,8 @@ impl<E: Engine> EngineSlot<E> {
         unsafe { &*slot.cast::<Self>() }.disable_here::<H>();
     }
 
-    fn disable_here<H: Host>(&self) {
+    /// Switches the extension off on this CPU, if it is on. Interrupts are off.
+    pub(crate) fn disable_here<H: Host>(&self) {
         let Some(slot) = self.cpus.get(H::cpu()) else { return };
         if slot.enabled.swap(false, Ordering::Relaxed) {
             // SAFETY: called on this CPU with interrupts off, so no vCPU is loaded here and nobody else has the cell; it was

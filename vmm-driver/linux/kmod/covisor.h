@@ -23,6 +23,7 @@ struct covisor_timer;
 int covisor_module_init(void);
 void covisor_module_exit(void);
 void covisor_power_down(void);
+void covisor_power_down_here(void);	/* interrupts off */
 int covisor_open(void **handle);
 void covisor_release(void *handle);
 int covisor_ioctl(void *handle, u32 number, u64 *buffer);

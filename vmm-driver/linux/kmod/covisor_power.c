@@ -4,16 +4,24 @@
  * remembers that. A CPU that was reset has forgotten it, and the kernel that kexec starts must find it off.
  */
 #include <linux/cpuhotplug.h>
+#include <linux/irqflags.h>
 #include <linux/reboot.h>
 #include <linux/syscore_ops.h>
 #include <linux/version.h>
 
 #include "covisor.h"
 
-/* On a CPU that comes up, before any program runs on it. */
-static int cpu_comes(unsigned int cpu)
+/*
+ * On a CPU that comes up, before any program runs on it, and on one that goes down. It may be switched on once more before
+ * it is really down, which is why its coming up counts.
+ */
+static int cpu_changes(unsigned int cpu)
 {
-	covisor_power_down();
+	unsigned long flags;
+
+	local_irq_save(flags);
+	covisor_power_down_here();
+	local_irq_restore(flags);
 	return 0;
 }
 
@@ -27,12 +35,12 @@ static struct notifier_block reboot_notifier = {
 	.notifier_call = machine_ends,
 };
 
-/* On the last CPU, when all others are down. */
+/* On the last CPU, with interrupts off, when all others are down. */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 19, 0)
 
 static int machine_sleeps(void *data)
 {
-	covisor_power_down();
+	covisor_power_down_here();
 	return 0;
 }
 
@@ -48,7 +56,7 @@ static struct syscore sleep_hook = {
 
 static int machine_sleeps(void)
 {
-	covisor_power_down();
+	covisor_power_down_here();
 	return 0;
 }
 
@@ -67,7 +75,7 @@ int covisor_power_start(void)
 {
 	int error;
 
-	error = cpuhp_setup_state_nocalls(CPUHP_AP_ONLINE_DYN, "covisor:online", cpu_comes, NULL);
+	error = cpuhp_setup_state_nocalls(CPUHP_AP_ONLINE_DYN, "covisor:online", cpu_changes, cpu_changes);
 	if (error < 0)
 		return error;
 	hotplug_state = error;

@@ -100,15 +100,36 @@ pub unsafe extern "C" fn covisor_module_exit() {
     }
 }
 
-/// The machine sleeps or goes down, or a CPU comes back: no CPU may count as switched on.
+/// The driver, if the module is loaded.
 ///
 /// # Safety
-/// The module is loaded, and stays so until the return.
+/// The module is not unloaded while the reference is used. It is not really for ever, but for longer than that.
+unsafe fn driver() -> Option<&'static Driver<Linux>> {
+    // SAFETY: the slot is written only at the module's start and end.
+    unsafe { (*DRIVER.0.get()).as_ref() }
+}
+
+/// The machine goes down: virtualization goes off on every CPU.
+///
+/// # Safety
+/// The module is not unloaded before the return.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn covisor_power_down() {
-    // SAFETY: the slot is not written between the module's start and its end.
-    if let Some(driver) = unsafe { (*DRIVER.0.get()).as_ref() } {
+    // SAFETY: by the caller.
+    if let Some(driver) = unsafe { driver() } {
         driver.power_down();
+    }
+}
+
+/// This CPU goes down, or comes up: virtualization is off here. Interrupts are off.
+///
+/// # Safety
+/// The module is not unloaded before the return.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn covisor_power_down_here() {
+    // SAFETY: by the caller.
+    if let Some(driver) = unsafe { driver() } {
+        driver.power_down_here();
     }
 }
 
@@ -118,10 +139,8 @@ pub unsafe extern "C" fn covisor_power_down() {
 /// `handle` can be written. The module is loaded, and stays so until the handle was released.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn covisor_open(handle: *mut *mut Handle<Linux>) -> c_int {
-    // SAFETY: the slot is not written while the device is open. The reference is not really for ever, but for longer
-    // than the handle, as the caller promises.
-    let driver: Option<&'static Driver<Linux>> = unsafe { (*DRIVER.0.get()).as_ref() };
-    let Some(driver) = driver else { return errno::ENODEV };
+    // SAFETY: an open device keeps the module loaded.
+    let Some(driver) = (unsafe { driver() }) else { return errno::ENODEV };
     match Handle::new(driver) {
         Ok(new) => {
             // SAFETY: the caller promises that it can be written.
