@@ -1,6 +1,7 @@
 //! Building the programs.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use clap::{Args, ValueEnum};
 use covisor_guest_images::command::Cmd;
@@ -12,6 +13,15 @@ use crate::{driver, images, probe, setup};
 
 /// The user-space target; named, so that flags for it do not reach build scripts.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds something once in the life of this process: its source does not change under a run of tests.
+fn once(built: &OnceLock<PathBuf>, build: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
+    if let Some(path) = built.get() {
+        return Ok(path.clone());
+    }
+    let path = build()?;
+    Ok(built.get_or_init(|| path).clone())
+}
 
 /// Builds a program of the workspace as one static file, which runs in any initramfs.
 pub(crate) fn static_program(env: &Env, package: &str, binary: &str) -> Result<PathBuf> {
@@ -35,7 +45,8 @@ pub(crate) fn static_program(env: &Env, package: &str, binary: &str) -> Result<P
 /// # Errors
 /// When it does not compile.
 pub fn agent(env: &Env) -> Result<PathBuf> {
-    static_program(env, "covisor-agent", "covisor-agent")
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    once(&BUILT, || static_program(env, "covisor-agent", "covisor-agent"))
 }
 
 /// Builds covisor itself.
@@ -43,7 +54,8 @@ pub fn agent(env: &Env) -> Result<PathBuf> {
 /// # Errors
 /// When it does not compile.
 pub fn loader(env: &Env) -> Result<PathBuf> {
-    static_program(env, "covisor", "covisor")
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    once(&BUILT, || static_program(env, "covisor", "covisor"))
 }
 
 /// A part of what is built.
