@@ -22,6 +22,8 @@ pub const COMMAND_LINE_SIZE: u64 = 0x1_0000;
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// The ACPI tables, within the area that a PC keeps for its BIOS. The first one is the RSDP.
 pub const ACPI_TABLES: u64 = 0xe_0000;
+/// Where a BIOS begins: `ffff:0000` in real mode.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// End of the area that a PC keeps for its BIOS; RAM goes on here, and the kernel is loaded above.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod control;
 pub mod devices;
 pub mod driver;
+pub mod firmware;
 pub mod kernel;
 pub mod layout;
 pub mod machine;

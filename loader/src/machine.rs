@@ -10,12 +10,6 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::thread::JoinHandle;
 
-use covisor_abi::DoorbellSpace;
-use covisor_exec_protocol::PORT_NAME;
-use vm_memory::Bytes;
-use vm_memory::GuestAddress;
-
-use crate::acpi;
 use crate::devices::pci::CONFIG_PORTS;
 use crate::devices::pci::CONFIG_PORTS_SIZE;
 use crate::devices::pci::ConfigPorts;
@@ -45,7 +39,7 @@ use crate::devices::virtio::console::ConsoleSize;
 use crate::devices::virtio::entropy;
 use crate::driver::Vcpu;
 use crate::driver::Vm;
-use crate::layout::ACPI_TABLES;
+use crate::firmware;
 use crate::layout::EVENT_GSI;
 use crate::layout::PCI_MEMORY;
 use crate::layout::PCI_PORTS;
@@ -61,6 +55,8 @@ use crate::run::Prepared;
 use crate::run::RunError;
 use crate::vcpu;
 use crate::vcpu::VcpuEnd;
+use covisor_abi::DoorbellSpace;
+use covisor_exec_protocol::PORT_NAME;
 
 /// Stack of a vCPU's thread: the run loop and the devices' registers need little.
 const VCPU_STACK: usize = 256 << 10;
@@ -116,7 +112,7 @@ impl Machine {
         let vcpus = (0..cpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
 
         let state = prepared.load(&ram)?;
-        ram.write_slice(&acpi::tables(cpus), GuestAddress(ACPI_TABLES)).map_err(device)?;
+        firmware::install(&ram, cpus).map_err(device)?;
         if let Some(first) = vcpus.first() {
             first.set_state(&state)?;
         }

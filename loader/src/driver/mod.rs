@@ -156,7 +156,11 @@ impl Driver {
             engine: engine as u32,
             vcpus,
         };
-        call(&self.transport, Call::VmCreate, &mut create)?;
+        self.transport.call(Call::VmCreate, &mut create).map_err(|source| match source.raw_os_error() {
+            // It was usable at the handshake, so somebody took it since then.
+            Some(libc::ENODEV) => DriverError::EngineUnavailable { engine, status: EngineStatus::Taken },
+            _ => DriverError::Call { call: Call::VmCreate, source },
+        })?;
         let engine = EngineKind::from_u32(create.engine)
             .filter(|&kind| kind != EngineKind::Auto)
             .ok_or(DriverError::BadAnswer {
