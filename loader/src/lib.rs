@@ -1,4 +1,18 @@
 //! The user side of covisor: the command line, the kernel loaders, the machine and its devices.
+//!
+//! | module | concept |
+//! |---|---|
+//! | `cli` | the commands, their arguments, exit statuses |
+//! | `run` | a machine from its configuration to its end: console, signals, reboots, `--exec` |
+//! | `machine` | which device is where, the vCPUs' threads |
+//! | `vcpu` | the run loop of one vCPU |
+//! | `driver` | the driver's calls with types |
+//! | `kernel` | from a kernel file to the first instruction |
+//! | `layout`, `acpi`, `firmware` | what lies where in guest memory, and what the guest is told of it |
+//! | `platform` | buses, interrupts and doorbells, as the devices see them |
+//! | `devices` | the devices |
+//! | `control` | what `covisor ps` and `covisor stop` say to a running machine |
+//! | `sys` | what depends on the host operating system |
 
 pub mod acpi;
 pub mod cli;

@@ -1,8 +1,8 @@
 //! What core asks of the operating system that the driver runs in: about twenty primitives, and nothing else.
 //!
 //! **Guest context.** Between an engine's entry and its return the CPU still holds guest values (segment bases, SYSCALL
-//! MSRs, extended state; SVM: GIF is 0). Only functions marked *guest context* may be called there, because they touch
-//! neither per-CPU data nor locks of the host. All others are for thread context with interrupts on, if not stated.
+//! MSRs, extended state; SVM: GIF is 0). None of these functions may be called there, because the host's per-CPU data and
+//! locks are out of reach. They are for thread context with interrupts on, if not stated.
 
 use core::fmt::Debug;
 use core::ptr::NonNull;

@@ -3,6 +3,18 @@
 //! `core` owns policy, the engines own mechanism: an [`engine::Engine`] enters the guest and returns one [`exit::Exit`]
 //! value, and [`run`] answers it once for all engines. What core needs of the operating system it asks of a
 //! [`host::Host`]. Both are type parameters, so the way from an exit back into the guest has no indirect call.
+//!
+//! | module | concept |
+//! |---|---|
+//! | `device` | the device: handles, calls, which engine |
+//! | `engine_slot` | an engine in the driver, switched on and off per CPU |
+//! | `vm`, `vcpu`, `memory`, `state` | a VM, its vCPUs, its RAM, registers from and to the loader |
+//! | `run` | the loop of a vCPU's thread around the engine |
+//! | `exit`, `exits`, `rare_exits` | why the guest was left, and what that means |
+//! | `cpuid`, `msr`, `policy` | what the guest's CPU has, and what may be loaded into it |
+//! | `emulate`, `paging` | instructions that the CPU could not finish, and the guest's page tables |
+//! | `apic`, `pvclock`, `doorbell` | interrupts, time, events to the loader |
+//! | `xstate`, `registers` | extended state, names of registers |
 #![cfg_attr(not(any(test, feature = "test-support")), no_std)]
 
 extern crate alloc;
