@@ -47,6 +47,8 @@ const STACK: usize = 128 << 10;
 const TAIL_SIZE: usize = 8 << 10;
 /// How many of its lines are shown.
 const TAIL_LINES: usize = 12;
+/// How Linux begins the last line of a kernel that gives up.
+const KERNEL_PANIC: &str = "Kernel panic";
 /// How long a guest may take to power off after its command.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the last output may take to be read by whoever reads it.
@@ -354,7 +356,10 @@ impl Session {
             notice("the guest said nothing; `--console serial` shows what it says earliest");
             return error;
         }
-        let lines = self.console.unseen_lines();
+        let lines = self.console.unseen_lines(TAIL_LINES);
+        if let Some(panic) = self.console.unseen_lines(usize::MAX).iter().find(|line| line.contains(KERNEL_PANIC)) {
+            notice(format_args!("the guest's kernel gave up: {panic}"));
+        }
         if !lines.is_empty() {
             notice("the last lines of the guest:");
             lines.iter().for_each(|line| notice(format_args!("| {line}")));
@@ -436,12 +441,12 @@ impl Console {
     }
 
     /// The last lines that were not shown: the console's, or where it said nothing the serial port's.
-    fn unseen_lines(&self) -> Vec<String> {
+    fn unseen_lines(&self, count: usize) -> Vec<String> {
         let tail = lock(&self.tail);
         if tail.is_empty() {
-            lock(&self.serial).lines(TAIL_LINES)
+            lock(&self.serial).lines(count)
         } else if self.sink == Sink::Nowhere {
-            tail.lines(TAIL_LINES)
+            tail.lines(count)
         } else {
             Vec::new()
         }
