@@ -6,6 +6,7 @@ pub mod build;
 pub mod driver;
 pub mod env;
 pub mod error;
+pub mod fuzz;
 pub mod host;
 pub mod host_shell;
 pub mod images;

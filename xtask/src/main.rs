@@ -31,6 +31,9 @@ enum Command {
     Test(xtask::test::TestArgs),
     /// What continuous integration runs: everything that `test` has.
     Ci,
+    /// Fuzz the parsers and the emulator.
+    #[command(after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz emulator --seconds 600 --keep")]
+    Fuzz(xtask::fuzz::FuzzArgs),
     /// Start the test machine's host by itself: a shell in it, or one script.
     #[command(after_help = "Examples:\n  cargo xtask host\n  cargo xtask host -c 'modprobe kvm_amd && dmesg | tail'")]
     Host(xtask::host_shell::HostArgs),
@@ -59,6 +62,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Run(args) => xtask::run::run(&env, args),
         Command::Test(args) => xtask::test::run(&env, args),
         Command::Ci => xtask::test::run(&env, &xtask::test::TestArgs::default()),
+        Command::Fuzz(args) => xtask::fuzz::run(&env, args),
         Command::Host(args) => xtask::host_shell::run(&env, args),
         Command::Bench(args) => xtask::bench::run(&env, args).map(|()| ExitCode::SUCCESS),
     }

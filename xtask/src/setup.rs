@@ -44,12 +44,27 @@ const RING0_PACKAGES: &[Package] = &[
     package("rust-web-src", "the library source that goes with it"),
 ];
 
+/// What only the fuzz targets need.
+const FUZZ_PACKAGES: &[Package] = &[package("g++", "builds libFuzzer")];
+
 /// Installs what is missing and says what and why.
 ///
 /// # Errors
 /// When this is no Debian, apt fails, or packages are missing and this is not root.
 pub fn ensure(env: &Env) -> Result<()> {
-    let missing = missing()?;
+    ensure_with(env, &[])
+}
+
+/// The same for building and running the fuzz targets.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_for_fuzzing(env: &Env) -> Result<()> {
+    ensure_with(env, FUZZ_PACKAGES)
+}
+
+fn ensure_with(env: &Env, more: &'static [Package]) -> Result<()> {
+    let missing = missing(more)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -87,12 +102,12 @@ fn apt_get() -> Cmd {
     Cmd::new("apt-get").arg("-q").env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8")
 }
 
-/// The packages that are not installed.
-fn missing() -> Result<Vec<&'static Package>> {
+/// The packages that are not installed, of those that every command needs and `more`.
+fn missing(more: &'static [Package]) -> Result<Vec<&'static Package>> {
     if !is_installed("dpkg-query") || !is_installed("apt-get") {
         return Err(Error::NotDebian);
     }
-    let mut wanted: Vec<&Package> = PACKAGES.iter().collect();
+    let mut wanted: Vec<&Package> = PACKAGES.iter().chain(more).collect();
     if toolchain::bare_metal().is_err() {
         wanted.extend(RING0_PACKAGES);
     }
