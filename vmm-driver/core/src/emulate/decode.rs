@@ -115,15 +115,27 @@ fn unsupported(bytes: &[u8; MAX_INSTRUCTION]) -> Outcome {
 ///
 /// # Errors
 /// [`Outcome::Unsupported`] where there is another instruction by now, or why the code cannot be read.
-#[inline]
+#[inline(always)]
 pub fn length_of_current<V: Vcpu>(vcpu: &mut V, memory: &Memory, expected: &[u8]) -> Step<u64> {
+    // Inlined where `expected` is known, so that the comparison is one of words.
     if let Some(next) = vcpu.next_rip() {
         return Ok(next);
     }
-    if peek_usual(vcpu, memory).is_some_and(|first| first.to_le_bytes().starts_with(expected)) {
+    let mut wanted = 0;
+    for (place, byte) in expected.iter().enumerate() {
+        wanted |= u64::from(*byte) << (place * 8);
+    }
+    let mask = u64::MAX >> (64 - expected.len() * 8);
+    if peek_current(vcpu, memory).is_some_and(|first| first & mask == wanted) {
         return Ok(advance(code_size(vcpu), vcpu.rip(), expected.len()));
     }
     decode_length(vcpu, memory, expected)
+}
+
+/// One copy of [`peek_usual`] for all instructions.
+#[inline(never)]
+fn peek_current<V: Vcpu>(vcpu: &V, memory: &Memory) -> Option<u64> {
+    peek_usual(vcpu, memory)
 }
 
 #[cold]
