@@ -70,6 +70,12 @@ pub fn set_emulated_cpu(emulated: bool) {
     EMULATED_CPU.store(emulated, Relaxed);
 }
 
+/// Whether it is ([`set_emulated_cpu`]).
+#[must_use]
+pub fn is_cpu_emulated() -> bool {
+    EMULATED_CPU.load(Relaxed)
+}
+
 /// What a check reports to.
 #[derive(Debug)]
 pub struct Report {
@@ -135,7 +141,7 @@ impl Report {
 
     /// Fails unless `holds`; only a note where QEMU's own CPU is known to do it wrong below any hypervisor.
     pub fn expect_of_cpu(&mut self, holds: bool, text: fmt::Arguments<'_>) {
-        if !holds && EMULATED_CPU.load(Relaxed) {
+        if !holds && is_cpu_emulated() {
             self.note(format_args!("(QEMU's CPU) {text}"));
         } else {
             self.expect(holds, text);

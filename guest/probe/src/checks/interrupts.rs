@@ -13,6 +13,7 @@ use crate::exception;
 use crate::exception::vector;
 use crate::port;
 use crate::report::Report;
+use crate::report::is_cpu_emulated;
 use crate::rng::Rng;
 
 pub(super) const CHECKS: &[Check] = &[
@@ -308,8 +309,13 @@ fn deadline(report: &mut Report) {
     apic::reset();
 }
 
-/// HLT wakes every time, whatever happens between starting the timer and waiting: no wake-up is lost.
+/// HLT wakes every time, whatever happens between starting the timer and waiting: no wake-up is lost. QEMU's CPU loses
+/// some: its VMRUN forgets the interrupt shadow, so an interrupt that is due comes between STI and HLT where a host
+/// interrupt did, and nothing wakes the HLT.
 fn halt_many(report: &mut Report) {
+    if is_cpu_emulated() {
+        return report.skip(format_args!("(QEMU's CPU) forgets the interrupt shadow at VMRUN"));
+    }
     let mut rng = Rng::new(9);
     apic::write(register::LVT_TIMER, apic::TIMER_ONE_SHOT | 0x4b);
     for round in 0..HALTS {
@@ -327,20 +333,24 @@ fn halt_many(report: &mut Report) {
     apic::reset();
 }
 
-/// HLT ends with the interrupt, and execution goes on behind it.
+/// HLT ends with the interrupt, and execution goes on behind it. On QEMU's CPU (see `halt_many`) the timer repeats.
 fn halt(report: &mut Report) {
     for count in [1_000, 50_000, 1_000_000] {
         exception::forget_interrupts();
-        apic::write(register::LVT_TIMER, apic::TIMER_ONE_SHOT | 0x47);
+        let kind = if is_cpu_emulated() { apic::TIMER_PERIODIC } else { apic::TIMER_ONE_SHOT };
+        apic::write(register::LVT_TIMER, kind | 0x47);
         apic::write(register::TIMER_INITIAL, count);
         let behind: u64;
         // SAFETY: every vector has a handler; one interrupt is due.
         unsafe { asm!("lea {}, [rip + 2f]", "sti", "hlt", "2: cli", out(reg) behind, options(nostack)) }
+        apic::write(register::TIMER_INITIAL, 0);
         let (taken, rip) = (exception::count(0x47), exception::last_rip());
-        report.expect(taken == 1, format_args!("{}: woken by {taken} interrupts", mode()));
+        report.expect(taken >= 1, format_args!("{}: woken by nothing", mode()));
+        report.expect_of_cpu(taken == 1, format_args!("{}: woken by {taken} interrupts", mode()));
         report.expect(rip == behind, format_args!("{}: came at {rip:#x}, not {behind:#x}", mode()));
     }
     apic::reset();
+    cpu::take_interrupts();
 }
 
 /// After STI one instruction is executed before an interrupt is taken, also when the hypervisor emulates it (APM vol. 2,
