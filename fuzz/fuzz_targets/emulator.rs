@@ -77,7 +77,7 @@ fn guest(input: &mut Input<'_>) -> TestGuest {
         guest.map(DEVICE, 12, DEVICE_GPA | rights);
         // Damage to the tables.
         for _ in 0..input.byte() % 4 {
-            let place = TestGuest::TABLES + u64::from(input.word() % 0x4000 & !7);
+            let place = TestGuest::TABLES + u64::from((input.word() % 0x4000) & !7);
             let value = guest.read_u64(place) ^ input.number();
             guest.write(place, &value.to_le_bytes());
         }

@@ -474,18 +474,33 @@ const fn left_in_page(linear: u64) -> usize {
 #[repr(C, packed)]
 struct Word(u64);
 
-/// The first 8 bytes of the current instruction, for a quick look at its opcode: the first is the lowest byte. `None`
-/// where its page ends before or the case is unusual; [`peek`] does then.
+/// The first 8 bytes of the current instruction of 64-bit code, for a quick look at its opcode: the first is the lowest
+/// byte. `None` where its page ends before, or the walk leaves the region of RAM where it began.
+///
+/// Nothing is checked and nothing is marked as accessed: the CPU has just done both, or it could not have begun to
+/// execute here. Tables that have changed since lead to some other bytes of the guest's; so what is read must be good
+/// for nothing but a comparison with the instruction that the CPU has named.
 #[must_use]
 pub fn peek_usual<V: Vcpu>(vcpu: &V, memory: &Memory) -> Option<u64> {
-    let linear = linear_rip(vcpu);
-    if left_in_page(linear) < 8 {
+    let rip = vcpu.rip();
+    if code_size(vcpu) != CodeSize::Bits64 || left_in_page(rip) < 8 {
         return None;
     }
-    let pointer = code_usual(vcpu, memory, linear)?;
-    // SAFETY: 8 bytes of a guest page follow the pointer, and Word needs no alignment; volatile, for the guest may write
-    // them at this moment.
-    Some(unsafe { pointer.cast::<Word>().read_volatile() }.0)
+    let view = memory.view(vcpu.cr3())?;
+    let mut value = view.read_entry(vcpu.cr3() & entry::ADDRESS, rip >> 39)?;
+    let mut shift = 39;
+    while shift > 12 {
+        shift -= 9;
+        value = view.read_entry(value & entry::ADDRESS, rip >> shift)?;
+        if shift > 12 && value & entry::LARGE != 0 {
+            break;
+        }
+    }
+    let offset = (1 << shift) - 1;
+    let page = view.page(value & entry::ADDRESS & !offset | rip & offset)?;
+    // SAFETY: 8 bytes of a guest page follow the pointer, as checked above, and Word needs no alignment; volatile, for the
+    // guest may write them at this moment.
+    Some(unsafe { byte_of(page, rip).cast::<Word>().read_volatile() }.0)
 }
 
 /// The first 8 bytes of the current instruction; fewer, and zeros, where its page ends before.
