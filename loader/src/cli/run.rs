@@ -56,7 +56,7 @@ pub(super) struct Args {
     /// Memory: MiB, or with a unit such as 2G
     #[arg(long, value_name = "SIZE", default_value = "512", value_parser = parse_memory)]
     mem: u64,
-    /// Number of CPUs
+    /// Number of CPUs; this version runs one
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
     /// Engine

@@ -117,6 +117,9 @@ pub enum ConfigError {
     /// No vCPU.
     #[error("a guest needs a CPU: --cpus must be 1 or more")]
     NoCpus,
+    /// More vCPUs than this version can run.
+    #[error("this version of covisor runs guests with one CPU only: leave --cpus at 1")]
+    ManyCpus,
     /// A file cannot be opened.
     #[error("{what} {path}: {reason}", path = .path.display(), reason = describe(.source))]
     Open {
@@ -191,6 +194,9 @@ impl Config {
         }
         if self.cpus == 0 {
             return Err(ConfigError::NoCpus);
+        }
+        if self.cpus > 1 {
+            return Err(ConfigError::ManyCpus);
         }
         if let Some(available) = host::available_memory().filter(|&available| self.memory > available) {
             return Err(ConfigError::TooMuchMemory { wanted: self.memory, available });
@@ -337,6 +343,7 @@ mod tests {
         assert!(refusal(Config { memory: 4097, ..config() }).contains("--mem"));
         assert!(refusal(Config { memory: 1 << 60, ..config() }).contains("lower --mem"));
         assert!(refusal(Config { cpus: 0, ..config() }).contains("--cpus"));
+        assert!(refusal(Config { cpus: 2, ..config() }).contains("--cpus"));
         assert!(refusal(Config { name: "a/b".to_owned(), ..config() }).contains("name"));
         assert!(refusal(Config { name: "17".to_owned(), ..config() }).contains("name"));
         assert!(refusal(Config { exec: Some("x".repeat(1 << 17)), ..config() }).contains("--exec"));
