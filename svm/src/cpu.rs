@@ -171,7 +171,7 @@ impl Cpu {
             if self.has_tsc_aux && vcpu.tsc_aux != self.tsc_aux {
                 insn::wrmsr(MSR_TSC_AUX, u64::from(self.tsc_aux));
             }
-            extended.leave(&self.extended, &mut vcpu.extended, vcpu.xcr0);
+            extended.leave(&self.extended, &mut vcpu.extended, &mut vcpu.xcr0);
             if self.dr7 & DR7_ENABLES != 0 || vcpu.debug_active() {
                 load_debug_addresses(&self.debug_addresses);
                 insn::write_dr6(self.dr6);

@@ -129,17 +129,22 @@ impl ExtendedState {
         }
     }
 
-    /// Saves the guest's state into `guest` and loads the host's.
+    /// Saves the guest's state into `guest`, its XCR0 into `guest_xcr0`, and loads the host's.
+    ///
+    /// XCR0 is read and not remembered: QEMU's CPU (7.2) lets the guest's XSETBV through although it is intercepted.
     ///
     /// # Safety
     /// As [`ExtendedState::enter`], which came before.
     #[inline]
-    pub unsafe fn leave(&self, host: &Area, guest: &mut Area, guest_xcr0: u64) {
+    pub unsafe fn leave(&self, host: &Area, guest: &mut Area, guest_xcr0: &mut u64) {
         // SAFETY: by the caller.
         unsafe {
             let ts = clear_ts();
-            if guest_xcr0 != self.host_xcr0 && self.has_xsave() {
-                write_xcr0(self.host_xcr0);
+            if self.has_xsave() {
+                *guest_xcr0 = read_xcr0();
+                if *guest_xcr0 != self.host_xcr0 {
+                    write_xcr0(self.host_xcr0);
+                }
             }
             self.save(guest);
             self.restore(host);
