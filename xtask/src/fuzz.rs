@@ -13,6 +13,7 @@ use covisor_guest_images::fs::create_dir_all;
 
 use crate::env::Env;
 use crate::error::Result;
+use crate::scenario::{Tally, Verdict};
 use crate::setup;
 
 /// Instrumentation for libFuzzer, and the address sanitizer. `-Z` options work on any compiler with `RUSTC_BOOTSTRAP`.
@@ -60,44 +61,44 @@ pub struct FuzzArgs {
     keep: bool,
 }
 
-/// What became of one target.
-#[derive(Debug)]
-pub struct FuzzResult {
-    /// The target.
-    pub target: &'static str,
-    /// libFuzzer's closing line, or what went wrong.
-    pub outcome: std::result::Result<String, String>,
-}
-
-/// Fuzzes as the arguments say, and prints one line for each target.
+/// Fuzzes as the arguments say.
 ///
 /// # Errors
 /// When the targets cannot be built.
 pub fn run(env: &Env, args: &FuzzArgs) -> Result<ExitCode> {
     let chosen = |target: &&&str| args.target.as_deref().is_none_or(|name| name == **target);
     let targets: Vec<_> = FUZZ_TARGETS.iter().filter(chosen).copied().collect();
-    let results = run_targets(env, &targets, args.seconds, args.keep)?;
-    for result in &results {
-        match &result.outcome {
-            Ok(line) => println!("pass  fuzz/{}: {line}", result.target),
-            Err(why) => println!("FAIL  fuzz/{}\n{why}", result.target),
-        }
-    }
-    Ok(if results.iter().all(|result| result.outcome.is_ok()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let tally = run_targets(env, &targets, args.seconds, args.keep)?;
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Fuzzes all targets, each for so long.
 ///
 /// # Errors
 /// When they cannot be built.
-pub fn run_all(env: &Env, seconds_each: u32) -> Result<Vec<FuzzResult>> {
+pub fn run_all(env: &Env, seconds_each: u32) -> Result<Tally> {
     run_targets(env, &FUZZ_TARGETS, seconds_each, false)
 }
 
-fn run_targets(env: &Env, targets: &[&'static str], seconds: u32, keep: bool) -> Result<Vec<FuzzResult>> {
+/// Builds and runs the targets, and prints a line for each.
+fn run_targets(env: &Env, targets: &[&str], seconds: u32, keep: bool) -> Result<Tally> {
     setup::ensure_for_fuzzing(env)?;
     let programs = build(env, targets)?;
-    targets.iter().map(|target| run_target(env, target, &programs, seconds, keep)).collect()
+    let mut tally = Tally::default();
+    for target in targets {
+        let verdict = match run_target(env, target, &programs, seconds, keep)? {
+            Ok(line) => {
+                println!("pass  fuzz/{target}: {line}");
+                Verdict::Pass
+            }
+            Err(why) => {
+                println!("FAIL  fuzz/{target}\n{why}");
+                Verdict::Fail(why)
+            }
+        };
+        tally.count(&verdict);
+    }
+    Ok(tally)
 }
 
 /// Builds the targets; the folder with their programs.
@@ -118,7 +119,14 @@ fn build(env: &Env, targets: &[&str]) -> Result<PathBuf> {
     Ok(output.join(TARGET).join("release"))
 }
 
-fn run_target(env: &Env, target: &'static str, programs: &Path, seconds: u32, keep: bool) -> Result<FuzzResult> {
+/// Runs one target: its closing line, or the end of its report.
+fn run_target(
+    env: &Env,
+    target: &str,
+    programs: &Path,
+    seconds: u32,
+    keep: bool,
+) -> Result<std::result::Result<String, String>> {
     let seeds = env.root.join("fuzz/seeds").join(target);
     let corpus = env.out.join("fuzz").join(target);
     let artifacts = env.root.join("fuzz/artifacts").join(target);
@@ -145,7 +153,7 @@ fn run_target(env: &Env, target: &'static str, programs: &Path, seconds: u32, ke
         fuzzer(&["-merge=1".to_owned()]).arg(&seeds).arg(&corpus).run(&step)?;
     }
     step.done();
-    Ok(FuzzResult { target, outcome })
+    Ok(outcome)
 }
 
 /// The closing line's numbers: `#1234 DONE cov: 567 ft: 890 corp: 12/34Kb …`, which libFuzzer prints before its statistics.

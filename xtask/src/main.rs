@@ -29,7 +29,7 @@ enum Command {
     /// Test: formatting, lints, unit tests, end-to-end scenarios.
     #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --unit\n  cargo xtask test rig/")]
     Test(xtask::test::TestArgs),
-    /// What continuous integration runs: everything that `test` has.
+    /// What continuous integration runs: everything that `test` has, and the fuzz targets for a short time.
     Ci,
     /// Fuzz the parsers and the emulator.
     #[command(after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz emulator --seconds 600 --keep")]
@@ -61,7 +61,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Build(args) => xtask::build::run(&env, args).map(|()| ExitCode::SUCCESS),
         Command::Run(args) => xtask::run::run(&env, args),
         Command::Test(args) => xtask::test::run(&env, args),
-        Command::Ci => xtask::test::run(&env, &xtask::test::TestArgs::default()),
+        Command::Ci => xtask::test::run(&env, &xtask::test::TestArgs::ci()),
         Command::Fuzz(args) => xtask::fuzz::run(&env, args),
         Command::Host(args) => xtask::host_shell::run(&env, args),
         Command::Bench(args) => xtask::bench::run(&env, args).map(|()| ExitCode::SUCCESS),

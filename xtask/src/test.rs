@@ -8,6 +8,7 @@ use covisor_guest_images::command::{Cmd, die_with_parent};
 
 use crate::env::Env;
 use crate::error::{Error, Result};
+use crate::fuzz;
 use crate::scenario::{Tally, Verdict};
 use crate::setup;
 
@@ -21,6 +22,18 @@ pub struct TestArgs {
     /// Leave out the end-to-end scenarios.
     #[arg(long, conflicts_with = "filter")]
     unit: bool,
+
+    /// Also runs each fuzz target for so long.
+    #[arg(skip)]
+    fuzz_seconds: Option<u32>,
+}
+
+impl TestArgs {
+    /// What continuous integration runs.
+    #[must_use]
+    pub fn ci() -> Self {
+        Self { fuzz_seconds: Some(fuzz::CI_SECONDS), ..Self::default() }
+    }
 }
 
 /// Runs the tests and prints the tally as the last line.
@@ -42,6 +55,9 @@ pub fn run(env: &Env, args: &TestArgs) -> Result<ExitCode> {
     }
     if !args.unit {
         tally.add(scenarios(env, args.filter.as_deref().unwrap_or_default())?);
+    }
+    if let Some(seconds) = args.fuzz_seconds {
+        tally.add(fuzz::run_all(env, seconds)?);
     }
     println!("{tally}");
     Ok(if tally.failed == 0 && tally.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
