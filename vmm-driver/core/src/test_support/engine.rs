@@ -85,13 +85,17 @@ impl Engine for MockEngine {
     fn vm_drop<H: Host>(&self, _vm: Vec<MockMapping>) {}
 
     fn vm_map<H: Host>(&self, vm: &mut Vec<MockMapping>, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
-        assert!(gpa.is_multiple_of(4096 << order) && phys.is_multiple_of(4096 << order), "blocks lie at their multiples");
+        assert!(
+            gpa.is_multiple_of(4096 << order) && phys.is_multiple_of(4096 << order),
+            "blocks lie at their multiples"
+        );
         vm.push((gpa, phys, order));
         Ok(())
     }
 
     fn vcpu_new<H: Host>(&self, _vm: &Vec<MockMapping>, tsc_offset: u64) -> Result<TestVcpu, OutOfMemory> {
-        let mut vcpu = TestVcpu { tsc_offset, rflags: 2, rip: 0xfff0, cr0: 0x6000_0010, xcr0: 1, ..TestVcpu::default() };
+        let mut vcpu =
+            TestVcpu { tsc_offset, rflags: 2, rip: 0xfff0, cr0: 0x6000_0010, xcr0: 1, ..TestVcpu::default() };
         vcpu.segments = [Segment { base: 0, limit: 0xffff, selector: 0, attributes: 0x93 }; 8];
         vcpu.segments[SegmentName::Cs as usize].base = 0xffff_0000;
         Ok(vcpu)
@@ -119,5 +123,77 @@ impl Engine for MockEngine {
             }
         }
         SCRIPT.set(script);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use covisor_abi::Call;
+    use covisor_abi::ExitReason;
+    use covisor_abi::Handshake;
+    use covisor_abi::MAGIC;
+    use covisor_abi::MemoryAdd;
+    use covisor_abi::Run;
+    use covisor_abi::VERSION;
+    use covisor_abi::VcpuCreate;
+    use covisor_abi::VmCreate;
+    use zerocopy::FromBytes;
+    use zerocopy::Immutable;
+    use zerocopy::IntoBytes;
+
+    use super::*;
+    use crate::device::CallError;
+    use crate::device::Driver;
+    use crate::device::Handle;
+    use crate::device::entry;
+    use crate::exit::PortAccess;
+
+    fn call<T: IntoBytes + FromBytes + Immutable>(
+        handle: &Handle<MockHost>,
+        call: Call,
+        value: T,
+    ) -> Result<T, CallError> {
+        let mut buffer = value.as_bytes().to_vec();
+        handle.call(call, &mut buffer)?;
+        Ok(T::read_from_bytes(&buffer).expect("the structure's size"))
+    }
+
+    fn machine() -> Box<Handle<MockHost>> {
+        let engine = entry::<MockHost, MockEngine>().expect("there is memory");
+        let driver = Box::leak(Box::new(Driver::new(vec![engine]).expect("there is memory")));
+        let handle = Handle::new(driver).expect("there is memory");
+        let greeting = Handshake { magic: MAGIC, version: VERSION, ..Handshake::default() };
+        call(&handle, Call::Handshake, greeting).expect("the versions are the same");
+        call(&handle, Call::VmCreate, VmCreate { vcpus: 1, ..VmCreate::default() }).expect("the engine is there");
+        let memory = MemoryAdd { size: 0x1_0000, ..MemoryAdd::default() };
+        call(&handle, Call::MemoryAdd, memory).expect("there is memory");
+        call(&handle, Call::VcpuCreate, VcpuCreate::default()).expect("it is the first");
+        handle
+    }
+
+    #[test]
+    fn a_script_reaches_the_loader() {
+        let handle = machine();
+        let mut reads = 0;
+        MockEngine::set_script(Box::new(move |vcpu| {
+            reads += 1;
+            match reads {
+                1 => {
+                    Some(Exit::Port(PortAccess { port: 0x60, size: 1, write: false, string: false, next_rip: 0xfff1 }))
+                }
+                2 => {
+                    assert_eq!((vcpu.rip, vcpu.gprs.rax), (0xfff1, 0x42), "the loader has answered");
+                    vcpu.rflags |= 1 << 9;
+                    vcpu.next_rip = Some(0xfff2);
+                    Some(Exit::Halt)
+                }
+                _ => None,
+            }
+        }));
+        let run = call(&handle, Call::Run, Run::default()).expect("it runs");
+        assert_eq!((run.exit, run.address, run.size), (ExitReason::PortRead as u32, 0x60, 1));
+        // Only a signal ends the halt.
+        let asleep = call(&handle, Call::Run, Run { data: 0x42, ..Run::default() });
+        assert!(matches!(asleep, Err(CallError::Interrupted)));
     }
 }
