@@ -22,7 +22,7 @@ const AFTER_HELP: &str = "\
 The console takes all keys. Ctrl-A x ends the machine, Ctrl-A Ctrl-A sends Ctrl-A to the guest, Ctrl-A h helps.
 
 The kernel's command line is --append, after `root=/dev/vda rw` where there is a disk and --append names
-no root, and after `console=hvc0` (or ttyS0) where it names no console.
+no root, and after `console=tty0 console=hvc0` (or ttyS0) where it names no console.
 
 Exit status:
   0    the guest powered off        (with --exec: the status of the command)

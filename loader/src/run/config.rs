@@ -238,7 +238,9 @@ impl Config {
         }
         if !has("console=") {
             words.push(match self.console {
-                Console::Hvc => "console=hvc0",
+                // Until a kernel has loaded the module for hvc0, its first programs need another console, or Debian's
+                // initramfs ends. A virtual terminal that nobody sees costs nothing.
+                Console::Hvc => "console=tty0 console=hvc0",
                 Console::Serial => "console=ttyS0",
             });
         }
@@ -320,13 +322,13 @@ mod tests {
 
     #[test]
     fn test_the_command_line_has_what_nobody_wants_to_type() {
-        assert_eq!(config().command_line(), "console=hvc0");
+        assert_eq!(config().command_line(), "console=tty0 console=hvc0");
         let with_disk = Config { disks: vec![disk(false)], ..config() };
-        assert_eq!(with_disk.command_line(), "root=/dev/vda rw console=hvc0");
+        assert_eq!(with_disk.command_line(), "root=/dev/vda rw console=tty0 console=hvc0");
         let read_only = Config { disks: vec![disk(true), disk(false)], console: Console::Serial, ..config() };
         assert_eq!(read_only.command_line(), "root=/dev/vda ro console=ttyS0");
         let exec = Config { exec: Some("true".to_owned()), append: Some("quiet".to_owned()), ..config() };
-        assert_eq!(exec.command_line(), "console=hvc0 panic=-1 quiet");
+        assert_eq!(exec.command_line(), "console=tty0 console=hvc0 panic=-1 quiet");
     }
 
     #[test]
