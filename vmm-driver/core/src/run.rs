@@ -48,21 +48,15 @@ pub(crate) fn run<H: Host, E: Engine>(
     let engine_vm = parts.vm.as_ref().ok_or(CallError::Busy)?;
     let mut leave = complete(vm, shared, owned, run.data);
     loop {
-        match core::mem::replace(&mut leave, Leave::Again) {
+        match leave {
             Leave::Again => {}
             // Rung by a store that an answer of the loader's completed; the others are rung in enter().
             Leave::Doorbell(index) => vm.doorbells.ring(index),
             Leave::Notify(set) => vm.notify(set),
-            Leave::Loader(exit) => {
-                shared.count(StatsKind::ToLoader);
-                if ExitReason::from_u32(exit.exit).is_some_and(is_end) {
-                    owned.state.ended = Some(exit);
-                }
-                *run = Run { vcpu: run.vcpu, ..exit };
-                return Ok(());
-            }
+            Leave::Loader(ref exit) => return to_loader(shared, owned, exit, run),
         }
-        if shared.kicked.swap(false, Ordering::SeqCst) {
+        leave = Leave::Again;
+        if shared.kicked.load(Ordering::Relaxed) && shared.kicked.swap(false, Ordering::SeqCst) {
             *run = Run { vcpu: run.vcpu, exit: ExitReason::Interrupted as u32, ..Run::default() };
             return Ok(());
         }
@@ -76,6 +70,24 @@ pub(crate) fn run<H: Host, E: Engine>(
         }
         leave = enter(vm, engine_vm, shared, owned)?;
     }
+}
+
+/// Returns to the loader.
+#[inline]
+fn to_loader<H: Host, E: Engine>(
+    shared: &Shared<H>,
+    owned: &mut Owned<E>,
+    exit: &Run,
+    run: &mut Run,
+) -> Result<(), CallError> {
+    shared.count(StatsKind::ToLoader);
+    let vcpu = run.vcpu;
+    *run = *exit;
+    run.vcpu = vcpu;
+    if ExitReason::from_u32(exit.exit).is_some_and(is_end) {
+        owned.state.ended = Some(*run);
+    }
+    Ok(())
 }
 
 /// Whether the vCPU does not run again after this exit.

@@ -14,6 +14,8 @@ struct covisor_timer;
 
 /* No call's structure is larger; checked against covisor_abi when the Rust side is compiled. */
 #define COVISOR_CALL_WORDS 64
+/* Words of the structure of RUN. */
+#define COVISOR_RUN_WORDS 6
 /* The letter of the ioctl numbers. */
 #define COVISOR_CALL_TYPE 'V'
 /* What covisor_ram_page() returns where there is no guest RAM. */
