@@ -2,6 +2,8 @@
 
 /// Writes of CR4.
 pub(crate) const WRITE_CR4: u64 = 0x14;
+/// Writes of CR8.
+pub(crate) const WRITE_CR8: u64 = 0x18;
 /// First of the DR reads.
 pub(crate) const READ_DR0: u64 = 0x20;
 /// Last of the DR writes.

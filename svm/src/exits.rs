@@ -76,6 +76,7 @@ fn rare(control: &Control, exit_code: u64) -> Exit {
         code::NMI | code::SMI | code::INIT | code::FERR_FREEZE => Exit::HostInterrupt,
         code::CR0_SELECTIVE_WRITE => Exit::ControlRegister(ControlRegister::Cr0),
         code::WRITE_CR4 => Exit::ControlRegister(ControlRegister::Cr4),
+        code::WRITE_CR8 => Exit::ControlRegister(ControlRegister::Cr8),
         code::READ_DR0..=code::WRITE_DR15 => Exit::DebugRegister,
         code::PAUSE => Exit::Pause,
         code::XSETBV => Exit::Xsetbv,

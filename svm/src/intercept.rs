@@ -9,6 +9,8 @@ bitflags! {
     pub(crate) struct ControlRegisters: u32 {
         /// Writes of CR4: the guest may set what its CPUID offers.
         const WRITE_CR4 = 1 << 20;
+        /// Writes of CR8: the task priority that holds an interrupt back may fall.
+        const WRITE_CR8 = 1 << 24;
         const _ = !0;
     }
 }
@@ -126,8 +128,8 @@ bitflags! {
 /// DR reads and writes, all of them (offset 0x004).
 pub(crate) const ALL_DEBUG_REGISTERS: u32 = !0;
 
-/// CR intercepts. CR0 writes come by [`Instructions1::CR0_SELECTIVE`]; CR3 and CR8 are the guest's own, by nested paging
-/// and by the virtual TPR.
+/// CR intercepts, without [`ControlRegisters::WRITE_CR8`], which comes and goes. CR0 writes come by
+/// [`Instructions1::CR0_SELECTIVE`]; CR3 and CR8 are the guest's own, by nested paging and by the virtual TPR.
 pub(crate) const CONTROL_REGISTERS: ControlRegisters = ControlRegisters::WRITE_CR4;
 
 /// Exception intercepts. #PF is the guest's own, by nested paging; #UD has nothing to emulate.

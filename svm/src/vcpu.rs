@@ -23,6 +23,7 @@ use crate::features::EFER_SVME;
 use crate::features::Features;
 use crate::instructions as insn;
 use crate::intercept;
+use crate::intercept::ControlRegisters;
 use crate::intercept::Instructions1;
 use crate::npt::NestedTables;
 use crate::permission::PermissionMaps;
@@ -76,6 +77,8 @@ pub struct SvmVcpu {
     next_rip_save: bool,
     /// How this CPU best forgets one guest's translations.
     flush: TlbControl,
+    /// The priority class whose interrupt window core asked for.
+    window: Option<u8>,
     /// The CPU holds the part of the state that VMLOAD loads.
     loaded: bool,
     /// The VMCB has that part too, since the last exit.
@@ -88,6 +91,23 @@ unsafe impl Send for SvmVcpu {}
 impl SvmVcpu {
     /// Where the switch finds the VMCB's physical address.
     pub(crate) const VMCB_PA_OFFSET: usize = core::mem::offset_of!(Self, vmcb_pa);
+
+    /// Sets the intercepts for [`Vcpu::want_interrupt_window`]. A class above the guest's task priority has a window by a
+    /// virtual interrupt, whose priority the CPU compares with V_TPR (APM vol. 2, 15.21.2). One that V_TPR holds back has to
+    /// wait for a lower CR8. (The CPU could wait for that by itself, but QEMU's takes an interrupt of V_TPR's own class.)
+    fn place_window(&mut self) {
+        let (window, task_priority) = (self.window, self.task_priority());
+        let held = window.is_some_and(|class| class <= task_priority);
+        let control = &mut self.change(Clean::VIRTUAL_INTERRUPT | Clean::INTERCEPTS).control;
+        control.control_registers.set(ControlRegisters::WRITE_CR8, held);
+        control.virtual_interrupt.remove(VirtualInterrupt::IRQ | VirtualInterrupt::PRIORITY);
+        let open = window.filter(|_| !held);
+        control.instructions1.set(Instructions1::VINTR, open.is_some());
+        if let Some(class) = open {
+            let priority = u64::from(class & 0xf) << VirtualInterrupt::PRIORITY.bits().trailing_zeros();
+            control.virtual_interrupt.insert(VirtualInterrupt::IRQ | VirtualInterrupt::from_bits_retain(priority));
+        }
+    }
 
     pub(crate) fn new<H: Host>(
         features: &Features,
@@ -115,6 +135,7 @@ impl SvmVcpu {
             nmi: NmiState::Open,
             next_rip_save: features.next_rip_save,
             flush: if features.flush_by_asid { TlbControl::FlushGuest } else { TlbControl::FlushAll },
+            window: None,
             loaded: false,
             synced: Cell::new(false),
         };
@@ -480,6 +501,9 @@ impl Vcpu for SvmVcpu {
         let field = &mut self.change(Clean::VIRTUAL_INTERRUPT).control.virtual_interrupt;
         field.remove(VirtualInterrupt::TPR);
         field.insert(VirtualInterrupt::from_bits_retain(u64::from(value & 0xf)));
+        if self.window.is_some() {
+            self.place_window();
+        }
     }
 
     fn debug_address(&self, number: usize) -> u64 {
@@ -554,13 +578,7 @@ impl Vcpu for SvmVcpu {
     }
 
     fn want_interrupt_window(&mut self, class: Option<u8>) {
-        let control = &mut self.change(Clean::VIRTUAL_INTERRUPT | Clean::INTERCEPTS).control;
-        control.instructions1.set(Instructions1::VINTR, class.is_some());
-        control.virtual_interrupt.remove(VirtualInterrupt::IRQ | VirtualInterrupt::PRIORITY);
-        if let Some(class) = class {
-            // The CPU compares the priority with the guest's TPR (15.21.2), so a guest that lowers CR8 opens the window.
-            let priority = u64::from(class & 0xf) << VirtualInterrupt::PRIORITY.bits().trailing_zeros();
-            control.virtual_interrupt.insert(VirtualInterrupt::IRQ | VirtualInterrupt::from_bits_retain(priority));
-        }
+        self.window = class;
+        self.place_window();
     }
 }

@@ -291,6 +291,8 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
     ) -> T {
         let VcpuState { apic, msrs, .. } = &mut *self.state;
         let Vm { cpuid, memory, clock, .. } = self.vm;
+        // The guest changes CR8 without an exit, and may look at the register.
+        apic.set_task_priority(vcpu.task_priority());
         use_msrs(msrs, &mut msr::Context { vcpu, apic, table: cpuid, memory, clock, now: tsc() })
     }
 
@@ -405,6 +407,7 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
     /// Emulates the current instruction.
     pub(crate) fn emulate(&mut self, vcpu: &mut E::Vcpu, cause: Cause, answer: Option<Answer>) -> Next {
         self.shared.count(StatsKind::Emulated);
+        self.state.apic.set_task_priority(vcpu.task_priority());
         let memory = &self.vm.memory;
         let mut devices = Devices { handler: self, effect: Effect::None, next: Next::Resume, redirected: None };
         let outcome = emulate::emulate(vcpu, memory, &mut devices, cause, answer);
