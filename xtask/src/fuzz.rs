@@ -158,8 +158,8 @@ fn run_target(
 
 /// The closing line's numbers: `#1234 DONE cov: 567 ft: 890 corp: 12/34Kb …`, which libFuzzer prints before its statistics.
 fn summary(lines: &str) -> String {
-    let done = lines.lines().rev().find(|line| line.contains(" DONE ")).unwrap_or_default();
-    let mut words = done.split_whitespace();
+    let is_done = |line: &&str| line.split_whitespace().nth(1) == Some("DONE");
+    let mut words = lines.lines().rev().find(is_done).unwrap_or_default().split_whitespace();
     let runs = words.next().unwrap_or_default().trim_start_matches('#');
     let edges = words.skip_while(|word| *word != "cov:").nth(1).unwrap_or_default();
     format!("{runs} inputs, {edges} edges reached")
