@@ -34,9 +34,7 @@ pub enum DriverError {
         source: io::Error,
     },
     /// The device does not know covisor's calls.
-    #[error(
-        "{path} is not covisor's driver: remove what made it, then type `sudo covisor driver install`"
-    )]
+    #[error("{path} is not covisor's driver: remove what made it, then type `sudo covisor driver install`")]
     NotOurs {
         /// The device.
         path: String,
@@ -174,9 +172,7 @@ mod tests {
 
     #[test]
     fn test_open_errors_name_cause_and_remedy() {
-        let text = |errno| {
-            DriverError::from_open("/dev/covisor", io::Error::from_raw_os_error(errno)).to_string()
-        };
+        let text = |errno| DriverError::from_open("/dev/covisor", io::Error::from_raw_os_error(errno)).to_string();
         assert!(text(libc::ENOENT).contains("sudo covisor driver install"));
         assert!(text(libc::EACCES).contains("root"));
         assert!(text(libc::EMFILE).contains("cannot open /dev/covisor"));
@@ -187,11 +183,7 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for number in 0..=5 {
             let status = EngineStatus::from_u32(number).unwrap();
-            let text = EngineVerdict {
-                engine: EngineKind::Svm,
-                status,
-            }
-            .to_string();
+            let text = EngineVerdict { engine: EngineKind::Svm, status }.to_string();
             assert!(seen.insert(text));
         }
     }

@@ -66,27 +66,14 @@ impl Driver {
     /// The same.
     pub fn open_at(path: &Path) -> Result<Self, DriverError> {
         let name = path.display().to_string();
-        let transport =
-            Transport::open(path).map_err(|source| DriverError::from_open(&name, source))?;
-        let mut handshake = Handshake {
-            magic: MAGIC,
-            version: VERSION,
-            ..Handshake::default()
-        };
-        transport
-            .call(Call::Handshake, &mut handshake)
-            .map_err(|source| match source.raw_os_error() {
-                Some(libc::ENOTTY) => DriverError::NotOurs { path: name },
-                _ => DriverError::Call {
-                    call: Call::Handshake,
-                    source,
-                },
-            })?;
+        let transport = Transport::open(path).map_err(|source| DriverError::from_open(&name, source))?;
+        let mut handshake = Handshake { magic: MAGIC, version: VERSION, ..Handshake::default() };
+        transport.call(Call::Handshake, &mut handshake).map_err(|source| match source.raw_os_error() {
+            Some(libc::ENOTTY) => DriverError::NotOurs { path: name },
+            _ => DriverError::Call { call: Call::Handshake, source },
+        })?;
         check_version(&handshake)?;
-        Ok(Self {
-            transport,
-            handshake,
-        })
+        Ok(Self { transport, handshake })
     }
 
     /// What the driver said of itself and the machine.
@@ -114,34 +101,23 @@ impl Driver {
     /// Why not.
     pub fn check(&self, engine: EngineKind, vcpus: u32) -> Result<(), DriverError> {
         if vcpus > self.handshake.max_vcpus {
-            return Err(DriverError::TooManyVcpus {
-                wanted: vcpus,
-                max: self.handshake.max_vcpus,
-            });
+            return Err(DriverError::TooManyVcpus { wanted: vcpus, max: self.handshake.max_vcpus });
         }
         match self.status(engine)? {
             EngineStatus::Usable => Ok(()),
-            status if engine != EngineKind::Auto => {
-                Err(DriverError::EngineUnavailable { engine, status })
-            }
+            status if engine != EngineKind::Auto => Err(DriverError::EngineUnavailable { engine, status }),
             _ => {
                 let mut reasons = Vec::new();
                 for engine in ENGINES {
                     let status = self.status(engine)?;
                     if status != EngineStatus::NotBuilt {
-                        reasons.push(format!(
-                            "{}: {}",
-                            engine.name(),
-                            EngineVerdict { engine, status }
-                        ));
+                        reasons.push(format!("{}: {}", engine.name(), EngineVerdict { engine, status }));
                     }
                 }
                 if reasons.is_empty() {
                     reasons.push("the installed driver has none".to_owned());
                 }
-                Err(DriverError::NoEngine {
-                    reasons: reasons.join("; "),
-                })
+                Err(DriverError::NoEngine { reasons: reasons.join("; ") })
             }
         }
     }
@@ -152,10 +128,7 @@ impl Driver {
     /// When the engine cannot run here, or the driver refuses.
     pub fn create_vm(self, engine: EngineKind, vcpus: u32) -> Result<Vm, DriverError> {
         self.check(engine, vcpus)?;
-        let mut create = VmCreate {
-            engine: engine as u32,
-            vcpus,
-        };
+        let mut create = VmCreate { engine: engine as u32, vcpus };
         self.transport.call(Call::VmCreate, &mut create).map_err(|source| match source.raw_os_error() {
             // It was usable at the handshake, so somebody took it since then.
             Some(libc::ENODEV) => DriverError::EngineUnavailable { engine, status: EngineStatus::Taken },
@@ -163,25 +136,15 @@ impl Driver {
         })?;
         let engine = EngineKind::from_u32(create.engine)
             .filter(|&kind| kind != EngineKind::Auto)
-            .ok_or(DriverError::BadAnswer {
-                call: Call::VmCreate,
-                what: "engine",
-                value: create.engine,
-            })?;
-        Ok(Vm {
-            transport: self.transport,
-            engine,
-        })
+            .ok_or(DriverError::BadAnswer { call: Call::VmCreate, what: "engine", value: create.engine })?;
+        Ok(Vm { transport: self.transport, engine })
     }
 }
 
 /// Whether the driver that answered so speaks our version.
 fn check_version(answer: &Handshake) -> Result<(), DriverError> {
     if answer.version != VERSION {
-        return Err(DriverError::VersionMismatch {
-            driver: answer.version,
-            loader: VERSION,
-        });
+        return Err(DriverError::VersionMismatch { driver: answer.version, loader: VERSION });
     }
     Ok(())
 }
@@ -192,9 +155,7 @@ fn call<T: FromBytes + IntoBytes + Immutable>(
     call: Call,
     value: &mut T,
 ) -> Result<(), DriverError> {
-    transport
-        .call(call, value)
-        .map_err(|source| DriverError::Call { call, source })
+    transport.call(call, value).map_err(|source| DriverError::Call { call, source })
 }
 
 /// A machine. It ends when the last user of its handle and of its memory is gone.
@@ -220,27 +181,17 @@ impl Vm {
         let mut regions = Vec::with_capacity(ranges.len());
         for &(gpa, size) in ranges {
             let mut add = MemoryAdd { gpa, size, map: 0 };
-            self.transport
-                .call(Call::MemoryAdd, &mut add)
-                .map_err(|source| match source.raw_os_error() {
-                    Some(libc::ENOMEM) => DriverError::NoMemory { bytes: total },
-                    _ => DriverError::Call {
-                        call: Call::MemoryAdd,
-                        source,
-                    },
-                })?;
-            let bytes =
-                usize::try_from(size).map_err(|_| DriverError::NoMemory { bytes: total })?;
-            let mapping = self
-                .transport
-                .map(add.map, bytes)
-                .map_err(DriverError::Map)?;
+            self.transport.call(Call::MemoryAdd, &mut add).map_err(|source| match source.raw_os_error() {
+                Some(libc::ENOMEM) => DriverError::NoMemory { bytes: total },
+                _ => DriverError::Call { call: Call::MemoryAdd, source },
+            })?;
+            let bytes = usize::try_from(size).map_err(|_| DriverError::NoMemory { bytes: total })?;
+            let mapping = self.transport.map(add.map, bytes).map_err(DriverError::Map)?;
             let region = GuestRegionMmap::new(mapping, GuestAddress(gpa))
                 .map_err(|error| DriverError::Map(io::Error::other(error)))?;
             regions.push(region);
         }
-        GuestRam::from_regions(regions)
-            .map_err(|error| DriverError::Map(io::Error::other(error)))
+        GuestRam::from_regions(regions).map_err(|error| DriverError::Map(io::Error::other(error)))
     }
 
     /// Gives it its next vCPU.
@@ -248,15 +199,8 @@ impl Vm {
     /// # Errors
     /// When the driver refuses.
     pub fn create_vcpu(self: &Arc<Self>, vcpu: u32) -> Result<Vcpu, DriverError> {
-        call(
-            &self.transport,
-            Call::VcpuCreate,
-            &mut VcpuCreate { vcpu, flags: 0 },
-        )?;
-        Ok(Vcpu {
-            vm: Arc::clone(self),
-            index: vcpu,
-        })
+        call(&self.transport, Call::VcpuCreate, &mut VcpuCreate { vcpu, flags: 0 })?;
+        Ok(Vcpu { vm: Arc::clone(self), index: vcpu })
     }
 
     /// Makes a vCPU's run return, now or at its next start.
@@ -272,10 +216,7 @@ impl Vm {
     /// # Errors
     /// When the driver refuses.
     pub fn stats(&self, vcpu: u32) -> Result<[u64; 8], DriverError> {
-        let mut stats = Stats {
-            vcpu,
-            ..Stats::default()
-        };
+        let mut stats = Stats { vcpu, ..Stats::default() };
         call(&self.transport, Call::Stats, &mut stats)?;
         Ok(stats.counts)
     }
@@ -328,11 +269,7 @@ impl Vcpu {
     /// # Errors
     /// When the driver finds them impossible.
     pub fn set_state(&self, state: &VcpuState) -> Result<(), DriverError> {
-        let mut state = VcpuState {
-            vcpu: self.index,
-            reserved: 0,
-            ..*state
-        };
+        let mut state = VcpuState { vcpu: self.index, reserved: 0, ..*state };
         call(&self.vm.transport, Call::VcpuSet, &mut state)
     }
 
@@ -341,10 +278,7 @@ impl Vcpu {
     /// # Errors
     /// When the driver refuses.
     pub fn state(&self) -> Result<VcpuState, DriverError> {
-        let mut state = VcpuState {
-            vcpu: self.index,
-            ..VcpuState::default()
-        };
+        let mut state = VcpuState { vcpu: self.index, ..VcpuState::default() };
         call(&self.vm.transport, Call::VcpuGet, &mut state)?;
         Ok(state)
     }
@@ -370,10 +304,7 @@ impl RunVcpu for Vcpu {
                 run.exit = covisor_abi::ExitReason::Interrupted as u32;
                 Ok(())
             }
-            Err(source) => Err(DriverError::Call {
-                call: Call::Run,
-                source,
-            }),
+            Err(source) => Err(DriverError::Call { call: Call::Run, source }),
         }
     }
 }
@@ -385,11 +316,7 @@ mod tests {
     fn driver(engines: [EngineStatus; 4]) -> Driver {
         Driver {
             transport: Transport::open(Path::new("/dev/null")).unwrap(),
-            handshake: Handshake {
-                engines: engines.map(|status| status as u32),
-                max_vcpus: 1,
-                ..Handshake::default()
-            },
+            handshake: Handshake { engines: engines.map(|status| status as u32), max_vcpus: 1, ..Handshake::default() },
         }
     }
 
@@ -407,11 +334,7 @@ mod tests {
 
     #[test]
     fn test_another_version_is_refused_naming_both() {
-        let error = check_version(&Handshake {
-            version: VERSION + 6,
-            ..Handshake::default()
-        })
-        .unwrap_err();
+        let error = check_version(&Handshake { version: VERSION + 6, ..Handshake::default() }).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the driver speaks interface version 7, this covisor speaks version 1: install the driver that belongs to it \
@@ -424,23 +347,14 @@ mod tests {
         use EngineStatus::{CpuLacks, DisabledByFirmware, NotBuilt};
         let driver = driver([DisabledByFirmware, DisabledByFirmware, CpuLacks, NotBuilt]);
         let error = driver.check(EngineKind::Auto, 1).unwrap_err().to_string();
-        assert!(
-            error.contains("svm: AMD-V is disabled in the firmware"),
-            "{error}"
-        );
-        assert!(
-            error.contains("vmx: this CPU does not have Intel VT-x"),
-            "{error}"
-        );
+        assert!(error.contains("svm: AMD-V is disabled in the firmware"), "{error}");
+        assert!(error.contains("vmx: this CPU does not have Intel VT-x"), "{error}");
         assert!(!error.contains("coop"), "{error}");
     }
 
     #[test]
     fn test_more_vcpus_than_the_driver_has_are_refused() {
         let driver = driver([EngineStatus::Usable; 4]);
-        assert!(matches!(
-            driver.check(EngineKind::Svm, 2),
-            Err(DriverError::TooManyVcpus { wanted: 2, max: 1 })
-        ));
+        assert!(matches!(driver.check(EngineKind::Svm, 2), Err(DriverError::TooManyVcpus { wanted: 2, max: 1 })));
     }
 }

@@ -55,11 +55,7 @@ impl BzImage {
     pub(super) fn parse<R: Read + Seek>(file: &mut R, len: u64) -> Result<Self, KernelError> {
         let mut head = [0; HEADER_OFFSET + size_of::<setup_header>()];
         if len < head.len() as u64 {
-            return Err(KernelError::Truncated {
-                part: "the set-up header",
-                end: head.len() as u64,
-                len,
-            });
+            return Err(KernelError::Truncated { part: "the set-up header", end: head.len() as u64, len });
         }
         file.seek(SeekFrom::Start(0))?;
         file.read_exact(&mut head)?;
@@ -68,10 +64,7 @@ impl BzImage {
         if end < HEADER_OFFSET + offset_of!(setup_header, kernel_info_offset) {
             // The last field that we need, init_size, came with protocol 2.10.
             let version = HEADER_OFFSET + offset_of!(setup_header, version);
-            return Err(KernelError::OldProtocol(u16::from_le_bytes([
-                head[version],
-                head[version + 1],
-            ])));
+            return Err(KernelError::OldProtocol(u16::from_le_bytes([head[version], head[version + 1]])));
         }
         let end = end.min(head.len());
         let mut header = setup_header::default();
@@ -90,30 +83,18 @@ impl BzImage {
         let offset = (setup_sectors + 1) * SECTOR;
         let size = u64::from(header.syssize) * PARAGRAPH;
         if offset + size > len {
-            return Err(KernelError::Truncated {
-                part: "the kernel proper",
-                end: offset + size,
-                len,
-            });
+            return Err(KernelError::Truncated { part: "the kernel proper", end: offset + size, len });
         }
         if size <= ENTRY_64 {
-            return Err(KernelError::Damaged(
-                "the kernel proper is too short to have a 64-bit entry",
-            ));
+            return Err(KernelError::Damaged("the kernel proper is too short to have a 64-bit entry"));
         }
         if u64::from(header.init_size) < size {
-            return Err(KernelError::Damaged(
-                "init_size is smaller than the kernel itself",
-            ));
+            return Err(KernelError::Damaged("init_size is smaller than the kernel itself"));
         }
         if !header.kernel_alignment.is_power_of_two() {
             return Err(KernelError::Damaged("kernel_alignment is no power of two"));
         }
-        Ok(Self {
-            header,
-            offset,
-            size,
-        })
+        Ok(Self { header, offset, size })
     }
 
     /// Where to load the kernel proper in RAM that ends at `ram_end`: where it prefers, or else as low as it may lie.
@@ -129,20 +110,12 @@ impl BzImage {
             if fits(lowest) {
                 return Ok(lowest);
             }
-            return Err(KernelError::DoesNotFit {
-                start: lowest,
-                end: lowest.saturating_add(size),
-                ram_end,
-            });
+            return Err(KernelError::DoesNotFit { start: lowest, end: lowest.saturating_add(size), ram_end });
         }
         if preferred < HIGH_RAM_START {
             return Err(KernelError::TooLow { start: preferred });
         }
-        Err(KernelError::DoesNotFit {
-            start: preferred,
-            end: preferred.saturating_add(size),
-            ram_end,
-        })
+        Err(KernelError::DoesNotFit { start: preferred, end: preferred.saturating_add(size), ram_end })
     }
 
     /// Longest command line that it takes, without the final NUL.

@@ -31,10 +31,7 @@ enum Kind {
 }
 
 /// The decompressed contents of `file`, or `None` when it is not compressed. Not more than `limit` bytes.
-pub(super) fn decompress<R: Read + Seek>(
-    file: &mut R,
-    limit: u64,
-) -> Result<Option<Vec<u8>>, KernelError> {
+pub(super) fn decompress<R: Read + Seek>(file: &mut R, limit: u64) -> Result<Option<Vec<u8>>, KernelError> {
     let mut head = Vec::with_capacity(8);
     file.seek(SeekFrom::Start(0))?;
     file.by_ref().take(8).read_to_end(&mut head)?;
@@ -42,34 +39,16 @@ pub(super) fn decompress<R: Read + Seek>(
     let Some(&(_, kind)) = KINDS.iter().find(|(magic, _)| head.starts_with(magic)) else {
         return Ok(None);
     };
-    let mut out = Bounded {
-        bytes: Vec::new(),
-        limit,
-        full: false,
-    };
+    let mut out = Bounded { bytes: Vec::new(), limit, full: false };
     let (name, result) = match kind {
-        Kind::Gzip => (
-            "gzip",
-            io::copy(
-                &mut flate2::read::GzDecoder::new(BufReader::new(file)),
-                &mut out,
-            )
-            .map(drop),
-        ),
+        Kind::Gzip => ("gzip", io::copy(&mut flate2::read::GzDecoder::new(BufReader::new(file)), &mut out).map(drop)),
         Kind::Xz => {
             let result = lzma_rs::xz_decompress(&mut BufReader::new(file), &mut out);
-            (
-                "xz",
-                result.map_err(|error| io::Error::other(format!("{error:?}"))),
-            )
+            ("xz", result.map_err(|error| io::Error::other(format!("{error:?}"))))
         }
         Kind::Zstd => {
-            let decoder = ruzstd::decoding::StreamingDecoder::new(BufReader::new(file))
-                .map_err(io::Error::other);
-            (
-                "zstd",
-                decoder.and_then(|mut decoder| io::copy(&mut decoder, &mut out).map(drop)),
-            )
+            let decoder = ruzstd::decoding::StreamingDecoder::new(BufReader::new(file)).map_err(io::Error::other);
+            ("zstd", decoder.and_then(|mut decoder| io::copy(&mut decoder, &mut out).map(drop)))
         }
         Kind::Other(name) => return Err(KernelError::UnknownCompression(name)),
     };
@@ -135,16 +114,8 @@ mod tests {
 
     #[test]
     fn test_plain_and_empty_files_are_left_alone() {
-        assert!(
-            decompress(&mut Cursor::new(b"\x7fELF....".to_vec()), 1024)
-                .unwrap()
-                .is_none()
-        );
-        assert!(
-            decompress(&mut Cursor::new(Vec::new()), 1024)
-                .unwrap()
-                .is_none()
-        );
+        assert!(decompress(&mut Cursor::new(b"\x7fELF....".to_vec()), 1024).unwrap().is_none());
+        assert!(decompress(&mut Cursor::new(Vec::new()), 1024).unwrap().is_none());
     }
 
     #[test]
@@ -152,10 +123,7 @@ mod tests {
         let data = vec![0; 1 << 20];
         for packed in [gzip(&data), xz(&data), zstd(&data)] {
             let error = decompress(&mut Cursor::new(packed), 1 << 16).unwrap_err();
-            assert!(
-                matches!(error, KernelError::DecompressedTooLarge { .. }),
-                "{error}"
-            );
+            assert!(matches!(error, KernelError::DecompressedTooLarge { .. }), "{error}");
         }
     }
 
@@ -172,9 +140,6 @@ mod tests {
     #[test]
     fn test_other_compressions_are_named() {
         let error = decompress(&mut Cursor::new(b"BZh91AY".to_vec()), 1024).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "it is compressed by bzip2; decompress it first"
-        );
+        assert_eq!(error.to_string(), "it is compressed by bzip2; decompress it first");
     }
 }

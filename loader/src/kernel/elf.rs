@@ -92,11 +92,7 @@ impl ElfImage {
     pub(super) fn parse<R: Read + Seek>(file: &mut R, len: u64) -> Result<Self, KernelError> {
         let mut head = [0; HEADER_SIZE];
         if len < HEADER_SIZE as u64 {
-            return Err(KernelError::Truncated {
-                part: "the ELF header",
-                end: HEADER_SIZE as u64,
-                len,
-            });
+            return Err(KernelError::Truncated { part: "the ELF header", end: HEADER_SIZE as u64, len });
         }
         file.seek(SeekFrom::Start(0))?;
         file.read_exact(&mut head)?;
@@ -121,10 +117,7 @@ impl ElfImage {
             None => ElfEntry::Linux64(header.e_entry),
         };
         let address = entry.address();
-        if !segments
-            .iter()
-            .any(|segment| (segment.address..segment.end()).contains(&address))
-        {
+        if !segments.iter().any(|segment| (segment.address..segment.end()).contains(&address)) {
             return Err(KernelError::EntryOutside(address));
         }
         Ok(Self { entry, segments })
@@ -138,11 +131,7 @@ impl ElfImage {
     /// Whether all of it fits into RAM that ends at `ram_end`.
     pub(super) fn check_fit(&self, ram_end: u64) -> Result<(), KernelError> {
         match self.segments.iter().find(|segment| segment.end() > ram_end) {
-            Some(segment) => Err(KernelError::DoesNotFit {
-                start: segment.address,
-                end: segment.end(),
-                ram_end,
-            }),
+            Some(segment) => Err(KernelError::DoesNotFit { start: segment.address, end: segment.end(), ram_end }),
             None => Ok(()),
         }
     }
@@ -158,37 +147,24 @@ fn program_headers<R: Read + Seek>(
         return Err(KernelError::Damaged("it has no segments to load"));
     }
     if count == PN_XNUM || count > MAX_PROGRAM_HEADERS {
-        return Err(KernelError::Damaged(
-            "it has more program headers than any kernel",
-        ));
+        return Err(KernelError::Damaged("it has more program headers than any kernel"));
     }
     if header.e_phentsize != PROGRAM_HEADER_SIZE {
-        return Err(KernelError::Damaged(
-            "its program headers have a wrong size",
-        ));
+        return Err(KernelError::Damaged("its program headers have a wrong size"));
     }
     let mut table = vec![0; usize::from(count) * usize::from(PROGRAM_HEADER_SIZE)];
     let end = header.e_phoff.saturating_add(table.len() as u64);
     if end > len {
-        return Err(KernelError::Truncated {
-            part: "the program headers",
-            end,
-            len,
-        });
+        return Err(KernelError::Truncated { part: "the program headers", end, len });
     }
     file.seek(SeekFrom::Start(header.e_phoff))?;
     file.read_exact(&mut table)?;
-    Ok(SegmentTable::new(LittleEndian, Class::ELF64, &table)
-        .iter()
-        .collect())
+    Ok(SegmentTable::new(LittleEndian, Class::ELF64, &table).iter().collect())
 }
 
 fn load_segments(headers: &[ProgramHeader], len: u64) -> Result<Vec<Segment>, KernelError> {
     let mut segments = Vec::new();
-    for header in headers
-        .iter()
-        .filter(|header| header.p_type == PT_LOAD && header.p_memsz != 0)
-    {
+    for header in headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_memsz != 0) {
         let segment = Segment {
             offset: header.p_offset,
             file_size: header.p_filesz,
@@ -196,27 +172,17 @@ fn load_segments(headers: &[ProgramHeader], len: u64) -> Result<Vec<Segment>, Ke
             memory_size: header.p_memsz,
         };
         if segment.file_size > segment.memory_size {
-            return Err(KernelError::Damaged(
-                "a segment is larger in the file than in memory",
-            ));
+            return Err(KernelError::Damaged("a segment is larger in the file than in memory"));
         }
         let end = segment.offset.saturating_add(segment.file_size);
         if end > len {
-            return Err(KernelError::Truncated {
-                part: "a segment",
-                end,
-                len,
-            });
+            return Err(KernelError::Truncated { part: "a segment", end, len });
         }
         if segment.address.checked_add(segment.memory_size).is_none() {
-            return Err(KernelError::Damaged(
-                "a segment goes over the end of the address space",
-            ));
+            return Err(KernelError::Damaged("a segment goes over the end of the address space"));
         }
         if segment.address < HIGH_RAM_START {
-            return Err(KernelError::TooLow {
-                start: segment.address,
-            });
+            return Err(KernelError::TooLow { start: segment.address });
         }
         segments.push(segment);
     }
@@ -226,38 +192,25 @@ fn load_segments(headers: &[ProgramHeader], len: u64) -> Result<Vec<Segment>, Ke
     segments.sort_by_key(|segment| segment.address);
     for pair in segments.windows(2) {
         if pair[0].end() > pair[1].address {
-            return Err(KernelError::Overlap {
-                first: pair[0].address,
-                second: pair[1].address,
-            });
+            return Err(KernelError::Overlap { first: pair[0].address, second: pair[1].address });
         }
     }
     Ok(segments)
 }
 
 /// The address in the note of the PVH protocol, if there is one.
-fn pvh_entry<R: Read + Seek>(
-    file: &mut R,
-    len: u64,
-    headers: &[ProgramHeader],
-) -> Result<Option<u64>, KernelError> {
+fn pvh_entry<R: Read + Seek>(file: &mut R, len: u64, headers: &[ProgramHeader]) -> Result<Option<u64>, KernelError> {
     for header in headers.iter().filter(|header| header.p_type == PT_NOTE) {
         let end = header.p_offset.saturating_add(header.p_filesz);
         if end > len {
-            return Err(KernelError::Truncated {
-                part: "a note segment",
-                end,
-                len,
-            });
+            return Err(KernelError::Truncated { part: "a note segment", end, len });
         }
         if header.p_filesz > MAX_NOTES_SIZE {
             return Err(KernelError::Damaged("it has more notes than any kernel"));
         }
         let mut notes = Vec::new();
         file.seek(SeekFrom::Start(header.p_offset))?;
-        file.by_ref()
-            .take(header.p_filesz)
-            .read_to_end(&mut notes)?;
+        file.by_ref().take(header.p_filesz).read_to_end(&mut notes)?;
         for note in NoteIterator::new(LittleEndian, Class::ELF64, NOTE_ALIGNMENT, &notes) {
             let Note::Unknown(note) = note else { continue };
             if note.n_type != XEN_ELFNOTE_PHYS32_ENTRY || !note.name.starts_with(b"Xen") {

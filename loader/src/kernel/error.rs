@@ -65,9 +65,7 @@ pub enum KernelError {
         ram_end: u64,
     },
     /// A segment over memory that the start-up data uses.
-    #[error(
-        "it wants to be loaded at {start:#x}, below 1 MiB, where the guest's start-up data lies"
-    )]
+    #[error("it wants to be loaded at {start:#x}, below 1 MiB, where the guest's start-up data lies")]
     TooLow {
         /// Where it wants to be.
         start: u64,

@@ -39,12 +39,7 @@ pub(super) struct Facts<'a> {
 
 /// The set-up header for a kernel that brings none.
 pub(super) fn default_header() -> setup_header {
-    setup_header {
-        boot_flag: BOOT_FLAG,
-        header: HDRS,
-        version: PROTOCOL_2_15,
-        ..setup_header::default()
-    }
+    setup_header { boot_flag: BOOT_FLAG, header: HDRS, version: PROTOCOL_2_15, ..setup_header::default() }
 }
 
 /// The bytes of `boot_params`.
@@ -57,19 +52,11 @@ pub(super) fn linux(mut header: setup_header, facts: Facts<'_>) -> Vec<u8> {
         header.ramdisk_image = low(start);
         header.ramdisk_size = low(size);
     }
-    let mut params = boot_params {
-        hdr: header,
-        acpi_rsdp_addr: facts.rsdp,
-        ..boot_params::default()
-    };
+    let mut params = boot_params { hdr: header, acpi_rsdp_addr: facts.rsdp, ..boot_params::default() };
     let mut count = 0;
     let mut table = params.e820_table;
     for (slot, entry) in table.iter_mut().zip(facts.memory_map) {
-        *slot = boot_e820_entry {
-            addr: entry.start,
-            size: entry.size,
-            type_: entry.kind as u32,
-        };
+        *slot = boot_e820_entry { addr: entry.start, size: entry.size, type_: entry.kind as u32 };
         count += 1;
     }
     params.e820_table = table;
@@ -82,12 +69,8 @@ pub(super) fn pvh(facts: Facts<'_>) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let mut map = Vec::new();
     let mut entries = 0;
     for entry in facts.memory_map {
-        let entry = hvm_memmap_table_entry {
-            addr: entry.start,
-            size: entry.size,
-            type_: entry.kind as u32,
-            reserved: 0,
-        };
+        let entry =
+            hvm_memmap_table_entry { addr: entry.start, size: entry.size, type_: entry.kind as u32, reserved: 0 };
         map.extend_from_slice(entry.as_slice());
         entries += 1;
     }
@@ -104,23 +87,13 @@ pub(super) fn pvh(facts: Facts<'_>) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     if let Some((paddr, size)) = facts.initrd {
         info.nr_modules = 1;
         info.modlist_paddr = PVH_MODULES;
-        modules.extend_from_slice(
-            hvm_modlist_entry {
-                paddr,
-                size,
-                ..hvm_modlist_entry::default()
-            }
-            .as_slice(),
-        );
+        modules.extend_from_slice(hvm_modlist_entry { paddr, size, ..hvm_modlist_entry::default() }.as_slice());
     }
     (info.as_slice().to_vec(), map, modules)
 }
 
 /// An address or size below 4 GiB, where the plan puts everything that is told in 32 bits.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the plan places these below 4 GiB, see the assert"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "the plan places these below 4 GiB, see the assert")]
 fn low(value: u64) -> u32 {
     debug_assert!(u32::try_from(value).is_ok());
     value as u32
@@ -134,14 +107,9 @@ mod tests {
     #[test]
     fn test_boot_params_tell_what_the_protocol_documents() {
         let map = Ram::new(4 << 30).memory_map();
-        let facts = Facts {
-            memory_map: &map,
-            initrd: Some((0x1234_5000, 0x678)),
-            rsdp: 0xe_0000,
-        };
+        let facts = Facts { memory_map: &map, initrd: Some((0x1234_5000, 0x678)), rsdp: 0xe_0000 };
         let bytes = linux(default_header(), facts);
-        let word =
-            |offset: usize| u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap());
+        let word = |offset: usize| u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap());
         assert_eq!(bytes.len(), 4096);
         assert_eq!(word(0x070), 0xe_0000, "acpi_rsdp_addr");
         assert_eq!(bytes[0x1e8], 4, "e820_entries");
@@ -159,19 +127,12 @@ mod tests {
     #[test]
     fn test_pvh_start_info_tells_the_module_only_when_there_is_one() {
         let map = Ram::new(512 << 20).memory_map();
-        let facts = Facts {
-            memory_map: &map,
-            initrd: None,
-            rsdp: 0xe_0000,
-        };
+        let facts = Facts { memory_map: &map, initrd: None, rsdp: 0xe_0000 };
         let (info, memory, modules) = pvh(facts);
         assert_eq!(info.len(), 56);
         assert_eq!(memory.len(), 3 * 24);
         assert!(modules.is_empty());
-        let (info, _, modules) = pvh(Facts {
-            initrd: Some((1 << 24, 4096)),
-            ..facts
-        });
+        let (info, _, modules) = pvh(Facts { initrd: Some((1 << 24, 4096)), ..facts });
         assert_eq!(info[12], 1, "nr_modules");
         assert_eq!(modules.len(), 32);
     }

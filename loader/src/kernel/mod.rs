@@ -107,10 +107,7 @@ impl KernelFile {
 ///
 /// # Errors
 /// The same as [`KernelFile::new`].
-pub fn decompress<R: Read + Seek>(
-    file: &mut R,
-    limit: u64,
-) -> Result<Option<Vec<u8>>, KernelError> {
+pub fn decompress<R: Read + Seek>(file: &mut R, limit: u64) -> Result<Option<Vec<u8>>, KernelError> {
     compressed::decompress(file, limit)
 }
 
@@ -183,27 +180,12 @@ impl Plan {
             Image::BzImage(image) => {
                 let address = image.place(ram_end)?;
                 let memory_size = u64::from(image.header.init_size);
-                let segment = Segment {
-                    offset: image.offset,
-                    file_size: image.size,
-                    address,
-                    memory_size,
-                };
-                (
-                    vec![segment],
-                    segment.end(),
-                    image.initrd_limit(),
-                    image.command_line_max(),
-                )
+                let segment = Segment { offset: image.offset, file_size: image.size, address, memory_size };
+                (vec![segment], segment.end(), image.initrd_limit(), image.command_line_max())
             }
             Image::Elf(image) => {
                 image.check_fit(ram_end)?;
-                (
-                    image.segments.clone(),
-                    image.end(),
-                    ELF_INITRD_LIMIT,
-                    ELF_COMMAND_LINE_MAX,
-                )
+                (image.segments.clone(), image.end(), ELF_INITRD_LIMIT, ELF_COMMAND_LINE_MAX)
             }
         };
         let initrd = request
@@ -214,39 +196,22 @@ impl Plan {
         let command_line_max = command_line_max.min(COMMAND_LINE_SIZE - 1);
         let len = request.command_line.len() as u64;
         if len > command_line_max {
-            return Err(KernelError::CommandLineTooLong {
-                len,
-                max: command_line_max,
-            });
+            return Err(KernelError::CommandLineTooLong { len, max: command_line_max });
         }
 
         let memory_map = ram.memory_map();
-        let facts = info::Facts {
-            memory_map: &memory_map,
-            initrd,
-            rsdp: ACPI_TABLES,
-        };
+        let facts = info::Facts { memory_map: &memory_map, initrd, rsdp: ACPI_TABLES };
         let mut command_line = request.command_line.as_bytes().to_vec();
         command_line.push(0);
         let mut blobs = vec![(COMMAND_LINE, command_line)];
         let state = match image {
-            Image::Elf(ElfImage {
-                entry: ElfEntry::Pvh(entry),
-                ..
-            }) => {
+            Image::Elf(ElfImage { entry: ElfEntry::Pvh(entry), .. }) => {
                 let (start_info, map, modules) = info::pvh(facts);
-                blobs.extend([
-                    (PVH_START_INFO, start_info),
-                    (PVH_MEMORY_MAP, map),
-                    (PVH_MODULES, modules),
-                ]);
+                blobs.extend([(PVH_START_INFO, start_info), (PVH_MEMORY_MAP, map), (PVH_MODULES, modules)]);
                 blobs.push((BOOT_GDT, start::gdt_bytes(false)));
                 start::pvh(*entry)
             }
-            Image::Elf(ElfImage {
-                entry: ElfEntry::Linux64(entry),
-                ..
-            }) => {
+            Image::Elf(ElfImage { entry: ElfEntry::Linux64(entry), .. }) => {
                 blobs.push((BOOT_PARAMS, info::linux(info::default_header(), facts)));
                 blobs.extend([
                     (BOOT_GDT, start::gdt_bytes(true)),
@@ -257,8 +222,8 @@ impl Plan {
             Image::BzImage(image) => {
                 let address = segments[0].address;
                 let mut header = image.header;
-                header.code32_start = u32::try_from(address)
-                    .map_err(|_| KernelError::Damaged("it prefers an address above 4 GiB"))?;
+                header.code32_start =
+                    u32::try_from(address).map_err(|_| KernelError::Damaged("it prefers an address above 4 GiB"))?;
                 blobs.push((BOOT_PARAMS, info::linux(header, facts)));
                 blobs.extend([
                     (BOOT_GDT, start::gdt_bytes(true)),
@@ -267,12 +232,7 @@ impl Plan {
                 start::linux_64(address + bzimage::ENTRY_64)
             }
         };
-        Ok(Self {
-            segments,
-            initrd,
-            blobs,
-            state,
-        })
+        Ok(Self { segments, initrd, blobs, state })
     }
 
     /// Parts of the kernel file, by address.
@@ -306,25 +266,19 @@ impl Plan {
         };
         for segment in &self.segments {
             kernel.seek(SeekFrom::Start(segment.offset))?;
-            let size = usize::try_from(segment.file_size)
-                .map_err(|_| KernelError::Damaged("a segment is too large"))?;
+            let size =
+                usize::try_from(segment.file_size).map_err(|_| KernelError::Damaged("a segment is too large"))?;
             memory
                 .read_exact_volatile_from(GuestAddress(segment.address), kernel, size)
                 .map_err(|error| refused(segment.address, error))?;
         }
         if let (Some((start, size)), Some(file)) = (self.initrd, initrd) {
-            file.seek(SeekFrom::Start(0))
-                .map_err(KernelError::ReadInitrd)?;
-            let size = usize::try_from(size)
-                .map_err(|_| KernelError::Damaged("the initial RAM disk is too large"))?;
-            memory
-                .read_exact_volatile_from(GuestAddress(start), file, size)
-                .map_err(|error| refused(start, error))?;
+            file.seek(SeekFrom::Start(0)).map_err(KernelError::ReadInitrd)?;
+            let size = usize::try_from(size).map_err(|_| KernelError::Damaged("the initial RAM disk is too large"))?;
+            memory.read_exact_volatile_from(GuestAddress(start), file, size).map_err(|error| refused(start, error))?;
         }
         for (address, bytes) in &self.blobs {
-            memory
-                .write_slice(bytes, GuestAddress(*address))
-                .map_err(|error| refused(*address, error))?;
+            memory.write_slice(bytes, GuestAddress(*address)).map_err(|error| refused(*address, error))?;
         }
         Ok(self.state)
     }
@@ -337,11 +291,7 @@ fn place_initrd(size: u64, kernel_end: u64, limit: u64) -> Result<(u64, u64), Ke
         .map(|start| start - start % PAGE_SIZE)
         .filter(|&start| start >= kernel_end)
         .map(|start| (start, size))
-        .ok_or(KernelError::InitrdTooLarge {
-            size,
-            kernel_end,
-            limit,
-        })
+        .ok_or(KernelError::InitrdTooLarge { size, kernel_end, limit })
 }
 
 #[cfg(test)]

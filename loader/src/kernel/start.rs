@@ -73,26 +73,13 @@ pub(super) fn pvh(entry: u64) -> VcpuState {
 
 /// Flat segments, all else zero.
 fn flat(code: u16) -> VcpuState {
-    let segment = |selector, attributes| Segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        attributes,
-    };
+    let segment = |selector, attributes| Segment { base: 0, limit: u32::MAX, selector, attributes };
     let data = segment(DATA_SELECTOR, DATA);
     VcpuState {
         rflags: RFLAGS_FIXED,
         segments: [data, segment(CODE_SELECTOR, code), data, data, data, data],
-        tr: Segment {
-            base: 0,
-            limit: TSS_LIMIT,
-            selector: TSS_SELECTOR,
-            attributes: BUSY_TSS,
-        },
-        gdtr: Table {
-            base: BOOT_GDT,
-            limit: (gdt(code).len() * size_of::<u64>() - 1) as u64,
-        },
+        tr: Segment { base: 0, limit: TSS_LIMIT, selector: TSS_SELECTOR, attributes: BUSY_TSS },
+        gdtr: Table { base: BOOT_GDT, limit: (gdt(code).len() * size_of::<u64>() - 1) as u64 },
         ..VcpuState::default()
     }
 }
@@ -104,27 +91,14 @@ pub(super) fn gdt_bytes(is_64_bit: bool) -> Vec<u8> {
 }
 
 fn gdt(code: u16) -> [u64; 5] {
-    [
-        0,
-        0,
-        descriptor(code, u32::MAX),
-        descriptor(DATA, u32::MAX),
-        descriptor(BUSY_TSS, TSS_LIMIT),
-    ]
+    [0, 0, descriptor(code, u32::MAX), descriptor(DATA, u32::MAX), descriptor(BUSY_TSS, TSS_LIMIT)]
 }
 
 /// A segment descriptor with base 0 (Intel SDM vol. 3, figure 3-8).
 fn descriptor(attributes: u16, limit: u32) -> u64 {
-    let limit = u64::from(if attributes & 0x800 != 0 {
-        limit >> 12
-    } else {
-        limit
-    });
+    let limit = u64::from(if attributes & 0x800 != 0 { limit >> 12 } else { limit });
     let attributes = u64::from(attributes);
-    (limit & 0xffff)
-        | (attributes & 0xff) << 40
-        | (limit >> 16 & 0xf) << 48
-        | (attributes >> 8) << 52
+    (limit & 0xffff) | (attributes & 0xff) << 40 | (limit >> 16 & 0xf) << 48 | (attributes >> 8) << 52
 }
 
 /// Page tables for [`PAGE_TABLES`] that map the first 4 GiB, and RAM up to `ram_end` as far as they reach, at their own
@@ -137,9 +111,7 @@ pub(super) fn identity_page_tables(ram_end: u64) -> Vec<u8> {
         tables.extend(entries.flat_map(u64::to_le_bytes));
         tables.resize(end, 0);
     };
-    page(&mut std::iter::once(
-        (PAGE_TABLES + PAGE) | PRESENT_WRITABLE,
-    ));
+    page(&mut std::iter::once((PAGE_TABLES + PAGE) | PRESENT_WRITABLE));
     page(&mut (0..gib).map(|i| (PAGE_TABLES + (2 + i) * PAGE) | PRESENT_WRITABLE));
     for i in 0..gib {
         page(&mut (0..ENTRIES).map(|j| (i << 30 | j << 21) | LARGE_PAGE | PRESENT_WRITABLE));
@@ -176,18 +148,12 @@ mod tests {
             assert_eq!(translate(&tables, address), Some(address));
         }
         assert_eq!(translate(&tables, 6 << 30), None);
-        assert_eq!(
-            translate(&identity_page_tables(512 << 20), (4 << 30) - 1),
-            Some((4 << 30) - 1)
-        );
+        assert_eq!(translate(&identity_page_tables(512 << 20), (4 << 30) - 1), Some((4 << 30) - 1));
     }
 
     #[test]
     fn test_page_tables_stay_within_their_place() {
-        assert_eq!(
-            identity_page_tables(u64::MAX).len() as u64,
-            (2 + PAGE_DIRECTORIES) * PAGE
-        );
+        assert_eq!(identity_page_tables(u64::MAX).len() as u64, (2 + PAGE_DIRECTORIES) * PAGE);
     }
 
     #[test]

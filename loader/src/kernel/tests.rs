@@ -11,8 +11,7 @@ const MIB: u64 = 1 << 20;
 /// A bzImage of a few KiB with the headers of a real one.
 fn bzimage() -> Vec<u8> {
     let mut file = vec![0; 512 * 5 + 4096];
-    let mut put =
-        |offset: usize, bytes: &[u8]| file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    let mut put = |offset: usize, bytes: &[u8]| file[offset..offset + bytes.len()].copy_from_slice(bytes);
     put(0x1f1, &[4]); // setup_sects
     put(0x1f4, &256u32.to_le_bytes()); // syssize
     put(0x1fe, &0xaa55u16.to_le_bytes());
@@ -76,11 +75,7 @@ fn parse(file: &[u8]) -> Result<Image, KernelError> {
 }
 
 fn request(ram: u64) -> Request<'static> {
-    Request {
-        ram: Ram::new(ram),
-        command_line: "console=hvc0",
-        initrd_size: None,
-    }
+    Request { ram: Ram::new(ram), command_line: "console=hvc0", initrd_size: None }
 }
 
 fn plan(file: &[u8], request: &Request<'_>) -> Result<Plan, KernelError> {
@@ -105,68 +100,33 @@ fn test_a_relocatable_bzimage_goes_lower_in_little_ram() {
 fn test_a_kernel_larger_than_ram_is_refused() {
     let error = plan(&bzimage(), &request(4 * MIB)).unwrap_err();
     assert!(error.to_string().ends_with("raise --mem"), "{error}");
-    let error = plan(
-        &elf(&[(16 * MIB, 4096, 64 * MIB)], 16 * MIB, None),
-        &request(32 * MIB),
-    )
-    .unwrap_err();
+    let error = plan(&elf(&[(16 * MIB, 4096, 64 * MIB)], 16 * MIB, None), &request(32 * MIB)).unwrap_err();
     assert!(matches!(error, KernelError::DoesNotFit { .. }), "{error}");
-    assert!(matches!(
-        plan(&bzimage(), &request(MIB)),
-        Err(KernelError::RamTooSmall(_))
-    ));
+    assert!(matches!(plan(&bzimage(), &request(MIB)), Err(KernelError::RamTooSmall(_))));
 }
 
 #[test]
 fn test_the_initrd_goes_as_high_as_it_may() {
-    let request = Request {
-        initrd_size: Some(0x1234),
-        ..request(512 * MIB)
-    };
-    assert_eq!(
-        plan(&bzimage(), &request).unwrap().initrd(),
-        Some((512 * MIB - 0x2000, 0x1234))
-    );
-    let request = Request {
-        ram: Ram::new(4 << 30),
-        ..request
-    };
-    assert_eq!(
-        plan(&bzimage(), &request).unwrap().initrd(),
-        Some((0x8000_0000 - 0x2000, 0x1234))
-    );
+    let request = Request { initrd_size: Some(0x1234), ..request(512 * MIB) };
+    assert_eq!(plan(&bzimage(), &request).unwrap().initrd(), Some((512 * MIB - 0x2000, 0x1234)));
+    let request = Request { ram: Ram::new(4 << 30), ..request };
+    assert_eq!(plan(&bzimage(), &request).unwrap().initrd(), Some((0x8000_0000 - 0x2000, 0x1234)));
 }
 
 #[test]
 fn test_an_initrd_larger_than_the_free_ram_is_refused() {
     for size in [500 * MIB, 512 * MIB, u64::MAX] {
-        let request = Request {
-            initrd_size: Some(size),
-            ..request(512 * MIB)
-        };
+        let request = Request { initrd_size: Some(size), ..request(512 * MIB) };
         let error = plan(&bzimage(), &request).unwrap_err();
-        assert!(
-            matches!(error, KernelError::InitrdTooLarge { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, KernelError::InitrdTooLarge { .. }), "{error}");
     }
 }
 
 #[test]
 fn test_a_command_line_over_the_kernels_limit_is_refused() {
     let line = "x".repeat(2048);
-    let error = plan(
-        &bzimage(),
-        &Request {
-            command_line: &line,
-            ..request(512 * MIB)
-        },
-    )
-    .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the command line has 2048 bytes, this kernel takes at most 2047: shorten --append"
-    );
+    let error = plan(&bzimage(), &Request { command_line: &line, ..request(512 * MIB) }).unwrap_err();
+    assert_eq!(error.to_string(), "the command line has 2048 bytes, this kernel takes at most 2047: shorten --append");
 }
 
 #[test]
@@ -184,10 +144,7 @@ fn test_bad_bzimage_headers_are_refused_in_words() {
         file[offset..offset + bytes.len()].copy_from_slice(bytes);
         plan(&file, &request(512 * MIB)).unwrap_err().to_string()
     };
-    assert_eq!(
-        refusal(0x236, &[0]),
-        "it is a 32-bit kernel; covisor runs 64-bit kernels (for x86-64) only"
-    );
+    assert_eq!(refusal(0x236, &[0]), "it is a 32-bit kernel; covisor runs 64-bit kernels (for x86-64) only");
     assert!(refusal(0x206, &[4, 2]).starts_with("it speaks Linux boot protocol 2.04"));
     assert!(refusal(0x201, &[0x10]).starts_with("it speaks Linux boot protocol"));
     assert!(refusal(0x260, &[0; 4]).contains("init_size"));
@@ -200,15 +157,9 @@ fn test_bad_bzimage_headers_are_refused_in_words() {
 fn test_a_preferred_address_over_the_end_of_the_address_space_is_not_taken() {
     let mut file = bzimage();
     file[0x258..0x260].copy_from_slice(&u64::MAX.to_le_bytes());
-    assert_eq!(
-        plan(&file, &request(512 * MIB)).unwrap().segments()[0].address,
-        2 * MIB
-    );
+    assert_eq!(plan(&file, &request(512 * MIB)).unwrap().segments()[0].address, 2 * MIB);
     file[0x234] = 0;
-    assert!(matches!(
-        plan(&file, &request(512 * MIB)),
-        Err(KernelError::DoesNotFit { .. })
-    ));
+    assert!(matches!(plan(&file, &request(512 * MIB)), Err(KernelError::DoesNotFit { .. })));
 }
 
 #[test]
@@ -226,14 +177,10 @@ fn test_an_elf_kernel_starts_by_pvh_when_it_can() {
 
 #[test]
 fn test_bad_elf_kernels_are_refused() {
-    let refusal = |segments: &[(u64, u64, u64)], entry| {
-        plan(&elf(segments, entry, None), &request(512 * MIB)).unwrap_err()
-    };
+    let refusal =
+        |segments: &[(u64, u64, u64)], entry| plan(&elf(segments, entry, None), &request(512 * MIB)).unwrap_err();
     let low = refusal(&[(0x8000, 4096, 4096)], 0x8000);
-    assert!(
-        matches!(low, KernelError::TooLow { start: 0x8000 }),
-        "{low}"
-    );
+    assert!(matches!(low, KernelError::TooLow { start: 0x8000 }), "{low}");
     let overlap = refusal(&[(16 * MIB, 10, 8192), (16 * MIB + 4096, 10, 10)], 16 * MIB);
     assert!(matches!(overlap, KernelError::Overlap { .. }), "{overlap}");
     let outside = refusal(&[(16 * MIB, 4096, 4096)], 17 * MIB);
@@ -273,23 +220,12 @@ fn test_execution_puts_everything_where_it_was_planned() {
     let mut initrd = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut initrd, b"initrd").unwrap();
     let file = bzimage();
-    let request = Request {
-        initrd_size: Some(6),
-        ..request(64 * MIB)
-    };
+    let request = Request { initrd_size: Some(6), ..request(64 * MIB) };
     let plan = plan(&file, &request).unwrap();
-    let state = plan
-        .execute(
-            &memory,
-            &mut KernelFile::Decompressed(Cursor::new(file)),
-            Some(&mut initrd),
-        )
-        .unwrap();
+    let state = plan.execute(&memory, &mut KernelFile::Decompressed(Cursor::new(file)), Some(&mut initrd)).unwrap();
     let bytes = |address, len| {
         let mut bytes = vec![0; len];
-        memory
-            .read_slice(&mut bytes, GuestAddress(address))
-            .unwrap();
+        memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
     };
     assert_eq!(bytes(state.rip, 4), [0xf4; 4]);
@@ -304,11 +240,7 @@ fn test_a_file_cut_off_after_planning_is_an_error() {
     let mut file = bzimage();
     let plan = plan(&file, &request(64 * MIB)).unwrap();
     file.truncate(3000);
-    let result = plan.execute(
-        &memory,
-        &mut KernelFile::Decompressed(Cursor::new(file)),
-        None,
-    );
+    let result = plan.execute(&memory, &mut KernelFile::Decompressed(Cursor::new(file)), None);
     assert!(matches!(result, Err(KernelError::Memory { .. })));
 }
 
@@ -320,10 +252,7 @@ fn check_bounds(file: &[u8], request: &Request<'_>) {
     let end = request.ram.low_end();
     for segment in plan.segments() {
         assert!(segment.address >= HIGH_RAM_START && segment.end() <= end);
-        assert!(
-            segment.file_size <= segment.memory_size
-                && segment.offset + segment.file_size <= file.len() as u64
-        );
+        assert!(segment.file_size <= segment.memory_size && segment.offset + segment.file_size <= file.len() as u64);
     }
     if let Some((start, size)) = plan.initrd() {
         assert!(start + size <= end);

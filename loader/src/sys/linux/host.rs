@@ -61,7 +61,9 @@ pub fn module_refusal() -> Option<&'static str> {
     if read("/sys/kernel/security/lockdown").contains("[integrity]")
         || read("/sys/kernel/security/lockdown").contains("[confidentiality]")
     {
-        return Some("the kernel is locked down (Secure Boot): sign the module with an enrolled key, or switch Secure Boot off");
+        return Some(
+            "the kernel is locked down (Secure Boot): sign the module with an enrolled key, or switch Secure Boot off",
+        );
     }
     if read("/sys/module/module/parameters/sig_enforce").trim() == "Y" {
         return Some("the kernel takes signed modules only (module.sig_enforce): sign the module with an enrolled key");

@@ -39,7 +39,9 @@ pub enum ModuleError {
     #[error("only root may load and unload drivers: type `sudo covisor driver …`")]
     NotAdministrator,
     /// Already loaded.
-    #[error("a driver is loaded already: `covisor driver status` tells which; remove it first by `sudo covisor driver remove`")]
+    #[error(
+        "a driver is loaded already: `covisor driver status` tells which; remove it first by `sudo covisor driver remove`"
+    )]
     AlreadyLoaded,
     /// Not loaded.
     #[error("the driver is not loaded")]
@@ -70,9 +72,10 @@ pub enum ModuleError {
 #[must_use]
 pub fn users() -> Option<u32> {
     let modules = fs::read_to_string("/proc/modules").ok()?;
-    let mut fields = modules.lines().map(|line| line.split(' ')).find_map(|mut fields| {
-        (fields.next() == Some(MODULE)).then_some(fields)
-    })?;
+    let mut fields = modules
+        .lines()
+        .map(|line| line.split(' '))
+        .find_map(|mut fields| (fields.next() == Some(MODULE)).then_some(fields))?;
     fields.nth(1)?.parse().ok()
 }
 

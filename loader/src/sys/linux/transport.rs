@@ -48,17 +48,12 @@ impl Transport {
     /// # Panics
     /// When `value` is not the structure of `call`, which is an error of the calling code.
     #[inline]
-    pub fn call<T: FromBytes + IntoBytes + Immutable>(
-        &self,
-        call: Call,
-        value: &mut T,
-    ) -> io::Result<()> {
+    pub fn call<T: FromBytes + IntoBytes + Immutable>(&self, call: Call, value: &mut T) -> io::Result<()> {
         assert_eq!(size_of::<T>(), call.size());
         let number = libc::c_ulong::from(call.linux_number());
         // SAFETY: the ioctl number states the structure's size, which the assert compares with `T`'s, and any bytes
         // that the driver leaves there make a `T` (FromBytes). A device that is not covisor's does not know the number.
-        let result =
-            unsafe { libc::ioctl(self.device.as_raw_fd(), number, std::ptr::from_mut(value)) };
+        let result = unsafe { libc::ioctl(self.device.as_raw_fd(), number, std::ptr::from_mut(value)) };
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -107,9 +102,7 @@ mod tests {
     #[test]
     fn test_a_device_of_another_kind_refuses_the_call() {
         let transport = Transport::open(Path::new("/dev/null")).unwrap();
-        let error = transport
-            .call(Call::Handshake, &mut Handshake::default())
-            .unwrap_err();
+        let error = transport.call(Call::Handshake, &mut Handshake::default()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOTTY));
     }
 
