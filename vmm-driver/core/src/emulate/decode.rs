@@ -4,6 +4,7 @@ use iced_x86::Decoder;
 use iced_x86::DecoderError;
 use iced_x86::DecoderOptions;
 use iced_x86::Instruction;
+use iced_x86::Mnemonic;
 
 use super::Outcome;
 use super::Step;
@@ -80,7 +81,9 @@ impl Decoded {
     ) -> Step<Self> {
         let size = code_size(vcpu);
         loop {
-            let mut decoder = Decoder::with_ip(size.bits(), &bytes[..length], vcpu.rip(), DecoderOptions::AMD);
+            // Used where it is made: it is large for the host's stack.
+            let mut decoder = Decoder::try_with_ip(size.bits(), &bytes[..length], vcpu.rip(), DecoderOptions::AMD);
+            let Ok(decoder) = &mut decoder else { return Err(unsupported(&bytes)) };
             let instruction = decoder.decode();
             if !instruction.is_invalid() {
                 return Ok(Self { instruction, bytes, size });
@@ -141,9 +144,15 @@ fn peek_current<V: Vcpu>(vcpu: &V, memory: &Memory) -> Option<u64> {
 #[cold]
 fn decode_length<V: Vcpu>(vcpu: &mut V, memory: &Memory, expected: &[u8]) -> Step<u64> {
     let decoded = Decoded::current(vcpu, memory)?;
-    let wanted = Decoder::with_ip(decoded.size.bits(), expected, 0, DecoderOptions::AMD).decode();
-    if decoded.instruction.mnemonic() != wanted.mnemonic() {
+    if Some(decoded.instruction.mnemonic()) != mnemonic(decoded.size, expected) {
         return Err(decoded.unsupported());
     }
     Ok(decoded.next_rip(vcpu))
+}
+
+/// What an encoding without prefixes is.
+#[inline(never)]
+fn mnemonic(size: CodeSize, encoding: &[u8]) -> Option<Mnemonic> {
+    let mut decoder = Decoder::try_with_ip(size.bits(), encoding, 0, DecoderOptions::AMD);
+    decoder.as_mut().ok().map(|decoder| decoder.decode().mnemonic())
 }
