@@ -83,7 +83,6 @@ impl NestedTables {
 
 /// The entry for `gpa` in a table of `level` (1 is the lowest).
 fn entry<'a>(table: Block, gpa: u64, level: u32) -> &'a mut u64 {
-    #[expect(clippy::cast_possible_truncation, reason = "nine bits")]
     let index = (gpa >> (12 + 9 * (level - 1)) & 0x1ff) as usize;
     // SAFETY: a table is a page of 512 entries, owned by the NestedTables whose &mut self the caller holds.
     unsafe { &mut *table.virt.cast::<u64>().as_ptr().add(index) }

@@ -74,10 +74,11 @@ fn single(env: &Env, name: &str, component: &str, args: &[&str]) -> Result<Tally
         Verdict::Skip(format!("{component} is not installed (`rustup component add {component}`)"))
     } else {
         let step = env.progress.step(format!("checking {name}"));
-        let verdict = match cargo().args(args).env("TERM", "dumb").env("CARGO_TERM_COLOR", "never").dir(&env.root).run(&step) {
-            Ok(()) => Verdict::Pass,
-            Err(error) => Verdict::Fail(error.to_string()),
-        };
+        let verdict =
+            match cargo().args(args).env("TERM", "dumb").env("CARGO_TERM_COLOR", "never").dir(&env.root).run(&step) {
+                Ok(()) => Verdict::Pass,
+                Err(error) => Verdict::Fail(error.to_string()),
+            };
         step.done();
         verdict
     };

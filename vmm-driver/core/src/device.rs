@@ -266,10 +266,10 @@ impl<H: Host> Driver<H> {
 
     /// The engine for a request.
     fn choose(&'static self, kind: EngineKind) -> Option<&'static dyn EngineEntry<H>> {
-        let fits = |engine: &&Box<dyn EngineEntry<H>>| {
+        let mut engines = self.engines.iter().map(|engine| &**engine);
+        engines.find(|engine| {
             (kind == EngineKind::Auto || engine.kind() == kind) && engine.status() == EngineStatus::Usable
-        };
-        self.engines.iter().find(fits).map(|engine| &**engine)
+        })
     }
 
     fn handshake(&self, handshake: &mut Handshake) -> Result<bool, CallError> {
@@ -309,7 +309,10 @@ pub struct Handle<H: Host> {
 
 impl<H: Host> core::fmt::Debug for Handle<H> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Handle").field("greeted", &self.greeted).field("creating", &self.creating).finish_non_exhaustive()
+        f.debug_struct("Handle")
+            .field("greeted", &self.greeted)
+            .field("creating", &self.creating)
+            .finish_non_exhaustive()
     }
 }
 

@@ -358,7 +358,7 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
             return Next::Resume;
         }
         self.state.pending = Some(Pending::PortRead { size, next_rip });
-        self.to_loader(ExitReason::PortRead, u64::from(port), size, 0)
+        self.leave_for_loader(ExitReason::PortRead, u64::from(port), size, 0)
     }
 
     /// A port write, its instruction done.
@@ -372,7 +372,7 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
         if port == driver_ports::POST_CODE {
             return Next::Resume;
         }
-        self.to_loader(ExitReason::PortWrite, u64::from(port), size, value)
+        self.leave_for_loader(ExitReason::PortWrite, u64::from(port), size, value)
     }
 
     /// Ports that the driver answers.
@@ -386,7 +386,7 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
     }
 
     #[inline]
-    fn to_loader(&mut self, reason: ExitReason, address: u64, size: u8, data: u64) -> Next {
+    fn leave_for_loader(&mut self, reason: ExitReason, address: u64, size: u8, data: u64) -> Next {
         let exit = reason as u32;
         self.leave = Leave::Loader(Run { exit, address, data, size: u32::from(size), ..Run::default() });
         Next::Leave
@@ -423,14 +423,14 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
             Outcome::Done => Next::Resume,
             Outcome::NeedRead { gpa, size } => {
                 self.state.pending = Some(Pending::Memory { gpa, size, cause });
-                self.to_loader(ExitReason::MemoryRead, gpa, size, 0)
+                self.leave_for_loader(ExitReason::MemoryRead, gpa, size, 0)
             }
-            Outcome::Write { gpa, size, value } => self.to_loader(ExitReason::MemoryWrite, gpa, size, value),
+            Outcome::Write { gpa, size, value } => self.leave_for_loader(ExitReason::MemoryWrite, gpa, size, value),
             Outcome::NeedPortRead { port, size } => match self.driver_port_read(port, size) {
                 Some(value) => self.emulate(vcpu, cause, Some(Answer::Port { port, size, value })),
                 None => {
                     self.state.pending = Some(Pending::PortElement { port, size, cause });
-                    self.to_loader(ExitReason::PortRead, u64::from(port), size, 0)
+                    self.leave_for_loader(ExitReason::PortRead, u64::from(port), size, 0)
                 }
             },
             Outcome::PortWrite { port, size, value } => self.port_write(port, size, u64::from(value)),

@@ -66,7 +66,7 @@ impl core::fmt::Debug for Memory {
 impl Memory {
     /// Checks a region against the rules of [`covisor_abi::MemoryAdd`] and this map.
     fn check(&self, gpa: u64, size: u64) -> Result<usize, RegionError> {
-        let whole = size != 0 && gpa % PAGE_SIZE == 0 && size % PAGE_SIZE == 0;
+        let whole = size != 0 && gpa.is_multiple_of(PAGE_SIZE) && size.is_multiple_of(PAGE_SIZE);
         let end =
             gpa.checked_add(size).filter(|end| whole && *end <= GUEST_PHYSICAL_LIMIT).ok_or(RegionError::Malformed)?;
         let over = |start: u64, length: u64| gpa < start + length && start < end;
@@ -126,7 +126,6 @@ impl Memory {
         for region in self.regions() {
             let offset = gpa.wrapping_sub(region.gpa);
             if offset < region.size {
-                #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits where this driver runs")]
                 return region.pages.get((offset / PAGE_SIZE) as usize).copied();
             }
         }
@@ -144,7 +143,6 @@ impl Memory {
     /// Pointer to `size` bytes at `gpa` that do not cross a page.
     #[inline]
     fn pointer(&self, gpa: u64, size: usize) -> Option<NonNull<u8>> {
-        #[expect(clippy::cast_possible_truncation, reason = "below the page size")]
         let offset = (gpa % PAGE_SIZE) as usize;
         #[expect(clippy::cast_possible_truncation, reason = "the page size is 4096")]
         if offset + size > PAGE_SIZE as usize {
@@ -219,7 +217,6 @@ impl View<'_> {
     #[must_use]
     pub fn page(&self, gpa: u64) -> Option<NonNull<u8>> {
         let number = gpa.wrapping_sub(self.gpa) / PAGE_SIZE;
-        #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits where this driver runs")]
         self.pages.get(number as usize).copied()
     }
 
@@ -227,7 +224,6 @@ impl View<'_> {
     #[inline]
     #[must_use]
     pub fn read_entry(&self, table: u64, number: u64) -> Option<u64> {
-        #[expect(clippy::cast_possible_truncation, reason = "below 512")]
         let number = (number % (PAGE_SIZE / 8)) as usize;
         // SAFETY: a page has 512 times 8 bytes; volatile, for the guest may write them at this moment.
         self.page(table).map(|page| unsafe { page.cast::<u64>().add(number).read_volatile() })
@@ -236,14 +232,13 @@ impl View<'_> {
 
 impl Region {
     fn fill<H: Host>(&mut self) -> Result<(), OutOfMemory> {
-        #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits where this driver runs")]
         self.pages.try_reserve_exact((self.size / PAGE_SIZE) as usize).map_err(|_| OutOfMemory)?;
         let large = PAGE_SIZE << ORDER_2M;
         let mut offset = 0;
         while offset < self.size {
             self.blocks.try_reserve(1).map_err(|_| OutOfMemory)?;
             self.starts.try_reserve(1).map_err(|_| OutOfMemory)?;
-            let fits = (self.gpa + offset) % large == 0 && self.size - offset >= large;
+            let fits = (self.gpa + offset).is_multiple_of(large) && self.size - offset >= large;
             let block = if fits { H::alloc_block(ORDER_2M) } else { None };
             let block = block.or_else(|| H::alloc_block(0)).ok_or(OutOfMemory)?;
             self.blocks.push(block);

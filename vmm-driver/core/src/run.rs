@@ -166,9 +166,7 @@ fn arm<H: Host, E: Engine>(shared: &Shared<H>, owned: &mut Owned<E>) {
 fn wait<H: Host, E: Engine>(vm: &Vm<H, E>, shared: &Shared<H>, owned: &mut Owned<E>) -> Result<(), CallError> {
     arm(shared, owned);
     H::wait(&shared.waker, || {
-        !shared.inbox.is_empty()
-            || shared.timer_fired.load(Ordering::SeqCst)
-            || shared.kicked.load(Ordering::SeqCst)
+        !shared.inbox.is_empty() || shared.timer_fired.load(Ordering::SeqCst) || shared.kicked.load(Ordering::SeqCst)
     })?;
     let Owned { engine, state } = owned;
     state.apic.expire(tsc());

@@ -118,7 +118,11 @@ impl<H: Host, E: Engine> Vm<H, E> {
     }
 
     /// Calls `use_vcpu` on a vCPU that does not run, before the first run and after.
-    fn with_vcpu<T>(&self, vcpu: u32, use_vcpu: impl FnOnce(&mut Owned<E>) -> Result<T, CallError>) -> Result<T, CallError> {
+    fn with_vcpu<T>(
+        &self,
+        vcpu: u32,
+        use_vcpu: impl FnOnce(&mut Owned<E>) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
         let find = |parts: &Parts<H, E>| {
             let slot = parts.vcpus.get(vcpu as usize).ok_or(CallError::NotFound)?;
             let mut owned = slot.owned.try_lock().ok_or(CallError::Busy)?;
@@ -134,7 +138,8 @@ impl<H: Host, E: Engine> Vm<H, E> {
     pub(crate) fn post(&self, message: &Message, sender: Option<u32>) -> u64 {
         let Some(parts) = self.parts.get() else { return 0 };
         let count = u32::try_from(parts.vcpus.len()).unwrap_or(MAX_VCPUS);
-        let identity = |id: u32| parts.vcpus.get(id as usize).map_or(Identity::RESET, |slot| slot.shared.inbox.identity());
+        let identity =
+            |id: u32| parts.vcpus.get(id as usize).map_or(Identity::RESET, |slot| slot.shared.inbox.identity());
         let mut targets = message.targets(sender, count, identity);
         let mut notify = 0;
         while targets != 0 {
@@ -168,7 +173,7 @@ impl<H: Host, E: Engine> Vm<H, E> {
         let ticks = tsc().wrapping_add(self.tsc_offset);
         // 64 fraction bits, so the product's upper half is the count.
         #[expect(clippy::cast_possible_truncation, reason = "32 bits are kept")]
-        let count = (u128::from(ticks) * u128::from(self.pm_timer_step) >> 64) as u32;
+        let count = ((u128::from(ticks) * u128::from(self.pm_timer_step)) >> 64) as u32;
         u64::from(count)
     }
 
