@@ -22,6 +22,9 @@ const KINDS: [(&[u8], Kind); 7] = [
     (&[0x89, b'L', b'Z', b'O'], Kind::Other("lzop")),
 ];
 
+/// Most memory that unpacking xz may take, in KiB: enough for the largest dictionary of `xz -9`, four times over.
+const XZ_MEMORY_KIB: u32 = 256 * 1024;
+
 #[derive(Clone, Copy)]
 enum Kind {
     Gzip,
@@ -43,8 +46,8 @@ pub(super) fn decompress<R: Read + Seek>(file: &mut R, limit: u64) -> Result<Opt
     let (name, result) = match kind {
         Kind::Gzip => ("gzip", io::copy(&mut flate2::read::GzDecoder::new(BufReader::new(file)), &mut out).map(drop)),
         Kind::Xz => {
-            let result = lzma_rs::xz_decompress(&mut BufReader::new(file), &mut out);
-            ("xz", result.map_err(|error| io::Error::other(format!("{error:?}"))))
+            let mut decoder = lzma_rust2::XzReader::new_mem_limit(BufReader::new(file), false, XZ_MEMORY_KIB);
+            ("xz", io::copy(&mut decoder, &mut out).map(drop))
         }
         Kind::Zstd => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(BufReader::new(file)).map_err(io::Error::other);
@@ -94,9 +97,9 @@ mod tests {
     }
 
     fn xz(data: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        lzma_rs::xz_compress(&mut &data[..], &mut out).unwrap();
-        out
+        let mut writer = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).unwrap();
+        writer.write_all(data).unwrap();
+        writer.finish().unwrap()
     }
 
     fn zstd(data: &[u8]) -> Vec<u8> {
@@ -135,6 +138,32 @@ mod tests {
             let error = decompress(&mut Cursor::new(packed), 1 << 20).unwrap_err();
             assert!(matches!(error, KernelError::Decompress { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn test_an_xz_footer_with_any_size_is_an_error() {
+        let mut packed = xz(b"kernel");
+        let footer = packed.len() - 12;
+        for byte in [0x00, 0x7f, 0xff] {
+            // The backward size.
+            packed[footer + 4..footer + 8].fill(byte);
+            let error = decompress(&mut Cursor::new(packed.clone()), 1 << 20).unwrap_err();
+            assert!(matches!(error, KernelError::Decompress { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn test_an_xz_dictionary_larger_than_memory_is_an_error() {
+        let mut packed = xz(b"kernel");
+        // Block header: size, flags, filter LZMA2 (0x21), its property's size, the property, padding, CRC32.
+        assert_eq!(packed[14..16], [0x21, 1]);
+        packed[16] = 40;
+        let size = (usize::from(packed[12]) + 1) * 4;
+        let mut crc = flate2::Crc::new();
+        crc.update(&packed[12..12 + size - 4]);
+        packed[12 + size - 4..12 + size].copy_from_slice(&crc.sum().to_le_bytes());
+        let error = decompress(&mut Cursor::new(packed), 1 << 20).unwrap_err();
+        assert!(matches!(error, KernelError::Decompress { .. }), "{error}");
     }
 
     #[test]
