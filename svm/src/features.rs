@@ -29,6 +29,8 @@ pub(crate) struct Features {
     pub(crate) flush_by_asid: bool,
     /// Number of ASIDs, with 0, which is the host's.
     pub(crate) asids: u32,
+    /// The CPU is QEMU's emulation, whose VMRUN forgets the interrupt shadow.
+    pub(crate) emulated_by_qemu: bool,
     /// RDTSCP, hence `TSC_AUX`.
     pub(crate) tsc_aux: bool,
     /// XSAVES, hence `IA32_XSS`.
@@ -39,6 +41,13 @@ pub(crate) struct Features {
     pub(crate) paging_levels: u32,
     /// The bit that marks encrypted pages in physical addresses; 0 where the host does not encrypt.
     pub(crate) encryption_bit: u64,
+}
+
+/// Whether the hypervisor leaves name QEMU's emulation, "TCGTCGTCGTCG".
+fn is_emulated_by_qemu() -> bool {
+    const HYPERVISOR: u32 = 1 << 31;
+    const SIGNATURE: u32 = u32::from_le_bytes(*b"TCGT");
+    core::arch::x86_64::__cpuid(1).ecx & HYPERVISOR != 0 && core::arch::x86_64::__cpuid(0x4000_0000).ebx == SIGNATURE
 }
 
 /// Registers of a CPUID leaf; zeros above the highest extended leaf.
@@ -63,6 +72,7 @@ impl Features {
             next_rip_save: svm.edx & 1 << 3 != 0,
             flush_by_asid: svm.edx & 1 << 6 != 0,
             asids: svm.ebx,
+            emulated_by_qemu: is_emulated_by_qemu(),
             tsc_aux: extended_leaf(0x8000_0001).edx & 1 << 27 != 0,
             supervisor_state: core::arch::x86_64::__cpuid(0).eax >= 0xd
                 && core::arch::x86_64::__cpuid_count(0xd, 1).eax & 1 << 3 != 0,

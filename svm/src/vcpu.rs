@@ -75,6 +75,8 @@ pub struct SvmVcpu {
     pub(crate) failed_deliveries: u32,
     nmi: NmiState,
     next_rip_save: bool,
+    /// VMRUN does not take the interrupt shadow from the VMCB.
+    forgets_shadow: bool,
     /// How this CPU best forgets one guest's translations.
     flush: TlbControl,
     /// The priority class whose interrupt window core asked for.
@@ -134,6 +136,7 @@ impl SvmVcpu {
             failed_deliveries: 0,
             nmi: NmiState::Open,
             next_rip_save: features.next_rip_save,
+            forgets_shadow: features.emulated_by_qemu,
             flush: if features.flush_by_asid { TlbControl::FlushGuest } else { TlbControl::FlushAll },
             window: None,
             loaded: false,
@@ -546,6 +549,11 @@ impl Vcpu for SvmVcpu {
     #[inline]
     fn interrupt_shadow(&self) -> bool {
         self.vmcb().control.interrupt_shadow & INTERRUPT_SHADOW != 0
+    }
+
+    #[inline]
+    fn forgets_interrupt_shadow(&self) -> bool {
+        self.forgets_shadow
     }
 
     #[inline]

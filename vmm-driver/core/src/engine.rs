@@ -209,6 +209,11 @@ pub trait Vcpu {
     fn cpl(&self) -> u8;
     /// Whether interrupts are held for one instruction after STI or MOV SS.
     fn interrupt_shadow(&self) -> bool;
+    /// Whether this CPU forgets the shadow on the way into the guest, as QEMU's does: an interrupt must then not be offered
+    /// before the instruction behind STI is done, or a HLT there sleeps through it.
+    fn forgets_interrupt_shadow(&self) -> bool {
+        false
+    }
     /// Ends that, or starts it.
     fn set_interrupt_shadow(&mut self, value: bool);
     /// Whether the guest is in an NMI's handler, so that the next NMI waits for its IRET.

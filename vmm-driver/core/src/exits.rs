@@ -159,6 +159,11 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
             return;
         };
         let open = vcpu.rflags() & RFlags::FLAGS_IF.bits() != 0 && !vcpu.interrupt_shadow();
+        if vcpu.interrupt_shadow() && vcpu.forgets_interrupt_shadow() {
+            // The next exit is soon enough: most often it is the HLT that follows.
+            self.set_window(vcpu, None);
+            return;
+        }
         if !open || vcpu.injection_waits() {
             self.set_window(vcpu, Some(vector));
             return;
