@@ -24,7 +24,10 @@ fn once(built: &OnceLock<PathBuf>, build: impl FnOnce() -> Result<PathBuf>) -> R
 }
 
 /// Builds a program of the workspace as one static file, which runs in any initramfs.
-pub(crate) fn static_program(env: &Env, package: &str, binary: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// When it does not compile.
+pub fn static_program(env: &Env, package: &str, binary: &str) -> Result<PathBuf> {
     let step = env.progress.step(format!("building {binary}"));
     // A folder of its own: other flags than cargo's default would throw out the default's results.
     let target = env.cargo_target.join("static");

@@ -1,0 +1,187 @@
+//! A host with covisor, its driver and guests, and the checks that hold for it after whatever ran there.
+//!
+//! Starting a host takes longer than most scenarios do, so they share one, which is deterministic: it counts instructions,
+//! and a second there is a thousand million instructions however busy this machine is. A scenario that fails takes its host
+//! with it, and the next one gets a new host.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use xtask::rig::{Input, Machine, Outcome, Rig};
+use xtask::scenario::Verdict;
+use xtask::{Env, Result, build, images, probe, run};
+
+use crate::checked::{Checked, ensure, told, verdict};
+
+/// The folder in the host where everything is, and where scripts run.
+pub(crate) const FOLDER: &str = "/covisor";
+
+/// A guest that boots Linux: Debian's cloud kernel with busybox.
+pub(crate) const MINI: &str = "run --engine svm --kernel vmlinuz --initrd mini --append quiet";
+
+/// A guest without an operating system: the probe. `--append test=NAME` says what it does.
+pub(crate) const PROBE: &str = "run --engine svm --kernel probe --mem 64 --console serial --no-reboot";
+
+/// How long a script may take by this machine's clock.
+const TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// Begins each script.
+const PRELUDE: &str = "cd /covisor\n";
+
+/// Puts the host into the state that [`Host::check_clean`] expects.
+const SET_UP: &str = "modprobe msr && ./covisor driver install --module covisor.ko >/dev/null && dmesg -c >/dev/null";
+
+/// Says what is not as it is on a host on which no machine runs and nothing went wrong, a line each.
+const COMPLAINTS: &str = r#"
+for pid in $(pidof covisor); do
+    echo "process $pid still runs: $(tr '\0' ' ' </proc/$pid/cmdline)"
+done
+for left in $(ls -A /run/covisor 2>/dev/null); do echo "left in /run/covisor: $left"; done
+if grep -q '^covisor ' /proc/modules; then
+    users=$(grep '^covisor ' /proc/modules | cut -d' ' -f3)
+    [ "$users" = 0 ] || echo "the driver still has $users users"
+else
+    echo "the driver is not loaded any more"
+fi
+# Bit 12 of EFER: the third digit of its bytes, lowest byte first.
+for msr in /dev/cpu/*/msr; do
+    efer=$(dd if="$msr" bs=8 count=1 iflag=skip_bytes skip=$((0xc0000080)) 2>/dev/null | xxd -p)
+    case "$efer" in
+        ??[02468ace]*) ;;
+        *) echo "$msr: SVM is still enabled (EFER has the bytes $efer)" ;;
+    esac
+done
+dmesg -c -r | sed 's/^/kernel: /'
+"#;
+
+/// Warnings of the host's kernel that tell only of a slow test machine.
+const SLOW_MACHINE: [&str; 4] =
+    ["hrtimer: interrupt took", "clocksource:", "sched: RT throttling activated", "perf: interrupt took too long"];
+
+/// A running host, with the driver loaded.
+#[derive(Debug)]
+pub(crate) struct Host {
+    machine: Machine,
+}
+
+/// A rig with covisor, its driver, the guests `mini` and `probe`, and
+/// `host-watch`, all in [`FOLDER`].
+pub(crate) fn rig(env: &Env) -> Result<Rig> {
+    let kernel = images::default_kernel(env)?;
+    let mini = images::mini(env, &kernel)?;
+    Ok(run::covisor_rig(env)?
+        .file(kernel.vmlinuz, in_folder("vmlinuz"))
+        .file(mini, in_folder("mini"))
+        .file(probe::build_probe(env)?, in_folder("probe"))
+        .file(build::static_program(env, "covisor-host-watch", "covisor-host-watch")?, in_folder("host-watch"))
+        .timeout(TIMEOUT))
+}
+
+/// The path of a file in [`FOLDER`].
+pub(crate) fn in_folder(name: &str) -> String {
+    format!("{FOLDER}/{name}")
+}
+
+impl Host {
+    /// Starts a rig made by [`rig`] and loads the driver.
+    pub(crate) fn start(rig: Rig) -> Checked<Self> {
+        let mut host = Self { machine: rig.start()? };
+        let outcome = host.sh(SET_UP)?;
+        ensure!(outcome.status == 0, "the driver cannot be loaded: {}", told(&outcome));
+        Ok(host)
+    }
+
+    /// Runs a script in [`FOLDER`].
+    pub(crate) fn sh(&mut self, script: &str) -> Checked<Outcome> {
+        self.sh_with(script, Input::Empty)
+    }
+
+    /// The same with standard input.
+    pub(crate) fn sh_with(&mut self, script: &str, input: Input) -> Checked<Outcome> {
+        Ok(self.machine.run_with(&format!("{PRELUDE}{script}"), input)?)
+    }
+
+    /// Runs a script that must succeed, and gives its standard output.
+    pub(crate) fn output(&mut self, script: &str) -> Checked<String> {
+        let outcome = self.sh(script)?;
+        ensure!(outcome.status == 0, "`{script}` failed: {}", told(&outcome));
+        Ok(outcome.stdout_text())
+    }
+
+    /// Runs covisor with these arguments.
+    pub(crate) fn covisor(&mut self, arguments: &str) -> Checked<Outcome> {
+        self.sh(&format!("exec ./covisor {arguments} </dev/null"))
+    }
+
+    /// Checks that no machine is left: no process, no socket, no use of the driver, SVM given back on every CPU; and that
+    /// the kernel has not warned of anything since the last check.
+    pub(crate) fn check_clean(&mut self) -> Checked {
+        let outcome = self.sh(COMPLAINTS)?;
+        let text = outcome.stdout_text();
+        let complaints: Vec<&str> = text.lines().filter(|line| is_complaint(line)).collect();
+        ensure!(outcome.status == 0, "the host's state cannot be told: {}", told(&outcome));
+        ensure!(complaints.is_empty(), "the host is not as it was:\n{}", complaints.join("\n"));
+        Ok(())
+    }
+}
+
+/// Whether a line of [`COMPLAINTS`] is one: of the kernel's log only warnings and worse are.
+fn is_complaint(line: &str) -> bool {
+    /// `LOG_WARNING` of syslog(3); what is worse is less. The lowest three bits of a line's number are the severity.
+    const WARNING: u32 = 4;
+    let Some(message) = line.strip_prefix("kernel: <") else { return !line.trim().is_empty() };
+    if SLOW_MACHINE.iter().any(|known| message.contains(known)) {
+        return false;
+    }
+    let number: Option<u32> = message.split_once('>').and_then(|(number, _)| number.parse().ok());
+    number.is_none_or(|number| number & 7 <= WARNING)
+}
+
+thread_local! {
+    static SHARED: RefCell<Option<Host>> = const { RefCell::new(None) };
+}
+
+/// Tries a scenario on the shared host, and checks afterwards that the host is as it was.
+pub(crate) fn on_host(env: &Env, scenario: impl FnOnce(&mut Host) -> Checked) -> Result<Verdict> {
+    SHARED.with_borrow_mut(|shared| {
+        let tried = match shared.take() {
+            Some(host) => Ok(host),
+            None => rig(env).map_err(Into::into).and_then(|rig| Host::start(rig.count_instructions(true))),
+        }
+        .and_then(|mut host| {
+            scenario(&mut host)?;
+            host.check_clean()?;
+            Ok(host)
+        });
+        verdict(tried.map(|host| *shared = Some(host)))
+    })
+}
+
+/// Tries a scenario on a host of its own, and checks afterwards that the host is as it was.
+pub(crate) fn on_own_host(
+    env: &Env,
+    shape: impl FnOnce(Rig) -> Checked<Rig>,
+    scenario: impl FnOnce(&mut Host) -> Checked,
+) -> Result<Verdict> {
+    let tried = rig(env).map_err(Into::into).and_then(shape).and_then(Host::start).and_then(|mut host| {
+        scenario(&mut host)?;
+        host.check_clean()
+    });
+    verdict(tried)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_warnings_are_complaints_and_its_other_messages_are_not() {
+        assert!(is_complaint("kernel: <4>[    1.0] WARNING: CPU: 0 PID: 1 at x"));
+        assert!(is_complaint("kernel: <12>[    1.0] a driver's warning"));
+        assert!(is_complaint("kernel: no number"));
+        assert!(!is_complaint("kernel: <6>[    1.0] covisor: loaded"));
+        assert!(!is_complaint("kernel: <4>[    1.0] hrtimer: interrupt took 1000 ns"));
+        assert!(is_complaint("process 7 still runs: covisor"));
+        assert!(!is_complaint(""));
+    }
+}
