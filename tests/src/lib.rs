@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod checked;
+mod debian;
 mod host;
 mod hostile;
 mod mini;
@@ -20,5 +21,5 @@ pub fn proven() -> Vec<Scenario> {
 /// All scenarios, the quick and basic ones first. Those that [`proven`] leaves out run when they are named.
 #[must_use]
 pub fn all() -> Vec<Scenario> {
-    [rig::SCENARIOS, mini::SCENARIOS, bad_input::SCENARIOS, hostile::SCENARIOS].concat()
+    [rig::SCENARIOS, mini::SCENARIOS, bad_input::SCENARIOS, hostile::SCENARIOS, debian::SCENARIOS].concat()
 }
