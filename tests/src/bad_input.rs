@@ -44,7 +44,7 @@ mistakes! {
     "missing-kernel": "", "run --kernel /no/kernel", USAGE, "/no/kernel";
     "no-kernel-named": "", "run", USAGE, "--kernel";
     "initrd-larger-than-memory":
-        "truncate -s 256M /tmp/bad", "run --kernel vmlinuz --initrd /tmp/bad --mem 128", USAGE, "initrd";
+        "truncate -s 256M /tmp/bad", "run --kernel vmlinuz --initrd /tmp/bad --mem 128", USAGE, "initial RAM disk";
     "empty-initrd": ": >/tmp/bad", "run --kernel vmlinuz --initrd /tmp/bad", USAGE, "/tmp/bad";
     "missing-initrd": "", "run --kernel vmlinuz --initrd /no/initrd", USAGE, "/no/initrd";
     "missing-disk": "", "run --kernel vmlinuz --disk /no/disk", USAGE, "/no/disk";

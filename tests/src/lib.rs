@@ -4,9 +4,13 @@
 
 mod bad_input;
 mod checked;
+mod cost;
 mod debian;
+mod dies_cleanly;
+mod doctor;
 mod host;
 mod hostile;
+mod lifecycle;
 mod mini;
 mod rig;
 
@@ -21,5 +25,16 @@ pub fn proven() -> Vec<Scenario> {
 /// All scenarios, the quick and basic ones first. Those that [`proven`] leaves out run when they are named.
 #[must_use]
 pub fn all() -> Vec<Scenario> {
-    [rig::SCENARIOS, mini::SCENARIOS, bad_input::SCENARIOS, hostile::SCENARIOS, debian::SCENARIOS].concat()
+    [
+        rig::SCENARIOS,
+        mini::SCENARIOS,
+        bad_input::SCENARIOS,
+        doctor::SCENARIOS,
+        lifecycle::SCENARIOS,
+        hostile::SCENARIOS,
+        cost::SCENARIOS,
+        dies_cleanly::SCENARIOS,
+        debian::SCENARIOS,
+    ]
+    .concat()
 }

@@ -1,0 +1,176 @@
+//! What covisor costs: instructions, memory, and the host's patience.
+
+use covisor_guest_images::command::Cmd;
+use serde_json::Value;
+use xtask::Env;
+use xtask::scenario::{Scenario, Verdict};
+
+use crate::checked::{Checked, Failure, ensure, told, verdict};
+use crate::host::{Host, MINI, PROBE, on_host};
+use crate::hostile::late_by;
+
+/// The scenarios about costs.
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "cost/exits", run: |env| bench(env, "exits", exits) },
+    Scenario { name: "cost/boot", run: |env| bench(env, "boot", boot) },
+    Scenario { name: "cost/memory-of-the-loader", run: |env| on_host(env, memory_of_the_loader) },
+    Scenario { name: "cost/signals-are-obeyed-at-once", run: |env| on_host(env, signals_are_obeyed_at_once) },
+    Scenario { name: "cost/wake-ups-are-not-delayed", run: |env| on_host(env, wake_ups_are_not_delayed) },
+];
+
+/// Instructions that a round trip may take at most.
+const EXIT_BARS: [(&str, u64); 4] = [("cpuid", 400), ("port-driver", 500), ("doorbell", 700), ("port-user", 1800)];
+
+/// The operations that have a figure.
+const EXIT_OPERATIONS: [&str; 8] =
+    ["cpuid", "hypercall", "msr", "port-driver", "doorbell", "port-user", "mmio-user", "halt-wake"];
+
+/// How many percent of the bare machine's instructions a boot may take.
+const BOOT_BAR_PERCENT: u64 = 115;
+
+/// KiB that the loader may have in memory beside the guest's RAM.
+const LOADER_BAR_KIB: u64 = 8 << 10;
+
+/// Microseconds within which the driver lets the host have the CPU.
+const PROMPT_US: u32 = 1000;
+
+/// A figure of `cargo xtask bench`.
+#[derive(Debug)]
+struct Figure {
+    op: String,
+    system: String,
+    instructions: u64,
+}
+
+/// Runs a benchmark as a user does, and checks its figures.
+fn bench(env: &Env, name: &str, check: fn(&[Figure]) -> Checked) -> xtask::Result<Verdict> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let text = Cmd::new(cargo)
+        .args(["run", "--quiet", "--package", "xtask", "--", "bench", name, "--json"])
+        .dir(&env.root)
+        .output()?;
+    let figures: Option<Vec<Figure>> = text.lines().map(|line| figure(line, name)).collect();
+    let checked = match figures {
+        Some(figures) => check(&figures),
+        None => Err(Failure::Seen(format!("not all lines are figures:\n{text}"))),
+    };
+    verdict(checked)
+}
+
+/// The figure in a line of JSON.
+fn figure(line: &str, bench: &str) -> Option<Figure> {
+    let object: Value = serde_json::from_str(line).ok()?;
+    let text = |key: &str| object.get(key)?.as_str().map(str::to_owned);
+    (text("bench")? == bench).then_some(())?;
+    Some(Figure { op: text("op")?, system: text("system")?, instructions: object.get("instructions")?.as_u64()? })
+}
+
+fn instructions(figures: &[Figure], op: &str, system: &str) -> Checked<u64> {
+    let found = figures.iter().find(|figure| figure.op == op && figure.system == system);
+    found
+        .map(|figure| figure.instructions)
+        .ok_or_else(|| Failure::Seen(format!("there is no figure for {op} of {system}: {figures:?}")))
+}
+
+fn exits(figures: &[Figure]) -> Checked {
+    for op in EXIT_OPERATIONS {
+        let (ours, kvms) = (instructions(figures, op, "covisor-svm")?, instructions(figures, op, "kvm-svm")?);
+        ensure!(ours < kvms, "{op} takes {ours} instructions, KVM only {kvms}");
+    }
+    for (op, bar) in EXIT_BARS {
+        let ours = instructions(figures, op, "covisor-svm")?;
+        ensure!(ours <= bar, "{op} takes {ours} instructions, the bar is {bar}");
+    }
+    Ok(())
+}
+
+fn boot(figures: &[Figure]) -> Checked {
+    let (ours, bare) = (instructions(figures, "boot", "covisor-svm")?, instructions(figures, "boot", "bare")?);
+    ensure!(
+        ours * 100 <= bare * BOOT_BAR_PERCENT,
+        "a boot takes {ours} instructions, more than {BOOT_BAR_PERCENT} % of the bare machine's {bare}"
+    );
+    Ok(())
+}
+
+/// The loader's own memory, while a guest with 128 MiB is up and has used its disk and console.
+fn memory_of_the_loader(host: &mut Host) -> Checked {
+    // Each mapping of /proc/PID/smaps begins with a line with its file's name; its `Rss` line comes later.
+    let outcome = host.sh(&format!(
+        r#"
+        truncate -s 64M /tmp/disk
+        ./covisor {MINI} --mem 128 --disk /tmp/disk \
+            --exec 'dd if=/dev/vda of=/dev/null bs=1M; dmesg; echo ready; sleep 1000' </dev/null >/tmp/out & pid=$!
+        until grep -q ready /tmp/out; do kill -0 $pid || exit; sleep 0.1; done
+        awk '/^[0-9a-f]+-/ {{ ram = $6 == "/dev/covisor" }}
+             /^Rss:/ {{ if (ram) guest += $2; else loader += $2 }}
+             END {{ print loader, guest }}' /proc/$pid/smaps
+        kill $pid; wait $pid; rm /tmp/disk
+        "#
+    ))?;
+    let text = outcome.stdout_text();
+    let numbers: Vec<u64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [loader, guest] = numbers[..] else { return Err(Failure::Seen(told(&outcome))) };
+    ensure!(guest > 0, "the guest's RAM is not among the loader's mappings: {}", told(&outcome));
+    ensure!(loader <= LOADER_BAR_KIB, "the loader has {loader} KiB in memory, the bar is {LOADER_BAR_KIB}");
+    Ok(())
+}
+
+/// A loader whose guest never gives the CPU up stops within a millisecond when it is told to, again and again.
+fn signals_are_obeyed_at_once(host: &mut Host) -> Checked {
+    for busy in ["cli-loop", "exit-flood", "port-flood", "timer-flood"] {
+        let outcome = host.sh(&format!(
+            "taskset 1 ./host-watch stops --count 100 -- ./covisor {PROBE} --append test={busy} >/tmp/out; tail -n 1 /tmp/out"
+        ))?;
+        let text = outcome.stdout_text();
+        let longest =
+            text.trim_end().rsplit_once("at most ").and_then(|(_, rest)| rest.strip_suffix(" us")?.parse().ok());
+        ensure!(
+            longest.is_some_and(|longest: u32| longest <= PROMPT_US),
+            "a loader with the guest {busy} should stop within {PROMPT_US} us: {}",
+            told(&outcome)
+        );
+    }
+    Ok(())
+}
+
+/// A program of the host that must run first wakes within a millisecond, whatever a guest on its CPU does.
+fn wake_ups_are_not_delayed(host: &mut Host) -> Checked {
+    for busy in ["cli-loop", "exit-flood", "port-flood", "apic-flood", "random-user-code"] {
+        let outcome = host.sh(&format!(
+            "taskset 1 ./host-watch ticks 1700 --first >/tmp/ticks & ticks=$!
+            taskset 1 ./covisor {PROBE} --append test={busy} --timeout 1 </dev/null >/dev/null
+            kill $ticks; wait $ticks; cat /tmp/ticks"
+        ))?;
+        let late = late_by(&outcome.stdout_text());
+        ensure!(
+            late.is_some_and(|late| late <= PROMPT_US),
+            "beside the guest {busy} a sleeper should wake within {PROMPT_US} us: {}",
+            told(&outcome)
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_from_json() {
+        let line = r#"{"bench":"exits","op":"cpuid","system":"kvm-svm","instructions":2718}"#;
+        let found = figure(line, "exits").unwrap();
+        assert_eq!((found.op.as_str(), found.system.as_str(), found.instructions), ("cpuid", "kvm-svm", 2718));
+        assert!(figure(line, "boot").is_none());
+        assert!(figure("cpuid 12", "exits").is_none());
+    }
+
+    #[test]
+    fn a_figure_above_its_bar_fails() {
+        let figure =
+            |system: &str, instructions| Figure { op: "boot".to_owned(), system: system.to_owned(), instructions };
+        assert!(boot(&[figure("covisor-svm", 114), figure("bare", 100)]).is_ok());
+        assert!(boot(&[figure("covisor-svm", 116), figure("bare", 100)]).is_err());
+        assert!(boot(&[figure("bare", 100)]).is_err());
+    }
+}

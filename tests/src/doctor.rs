@@ -1,0 +1,135 @@
+//! `covisor doctor`: what it says of machines that can run guests and of those that cannot.
+
+use xtask::rig::CPU_PLAIN;
+use xtask::scenario::Scenario;
+use xtask::{Env, build};
+
+use crate::checked::{Checked, ensure, told};
+use crate::host::{Host, PROBE, in_folder, on_host, on_own_host};
+
+/// The scenarios about `doctor`, and about sharing the CPU's extension with KVM.
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "doctor/all-is-well", run: |env| on_host(env, all_is_well) },
+    Scenario { name: "doctor/driver-not-loaded", run: |env| on_host(env, driver_not_loaded) },
+    Scenario {
+        name: "doctor/cpu-without-amd-v",
+        run: |env| on_own_host(env, |rig| Ok(rig.cpu(CPU_PLAIN)), cpu_without_amd_v),
+    },
+    Scenario { name: "doctor/taken-by-kvm", run: |env| with_kvm(env, taken_by_kvm) },
+    Scenario { name: "doctor/kvm-does-not-get-what-covisor-has", run: |env| with_kvm(env, kvm_has_to_wait) },
+];
+
+/// The exit status when the driver or the engine is missing or refuses.
+const DRIVER: i32 = 2;
+
+/// Whether a line of the report begins with these words.
+fn has_line(text: &str, words: &[&str]) -> bool {
+    text.lines().any(|line| line.split_whitespace().take(words.len()).eq(words.iter().copied()))
+}
+
+fn all_is_well(host: &mut Host) -> Checked {
+    let outcome = host.covisor("doctor")?;
+    let text = outcome.stdout_text();
+    ensure!(
+        outcome.status == 0
+            && has_line(&text, &["ok", "svm", "AMD-V", "with", "nested", "paging", "is", "available"])
+            && has_line(&text, &["ok", "driver", "loaded,"])
+            && text.ends_with("This machine can run guests.\n"),
+        "{}",
+        told(&outcome)
+    );
+    Ok(())
+}
+
+fn driver_not_loaded(host: &mut Host) -> Checked {
+    host.output("./covisor driver remove")?;
+    let outcome = host.covisor("doctor")?;
+    host.output("./covisor driver install --module covisor.ko")?;
+    let text = outcome.stdout_text();
+    ensure!(
+        outcome.status == DRIVER
+            && has_line(&text, &["ok", "svm"])
+            && has_line(&text, &["-", "driver"])
+            && text.contains("sudo covisor driver install"),
+        "{}",
+        told(&outcome)
+    );
+    Ok(())
+}
+
+fn cpu_without_amd_v(host: &mut Host) -> Checked {
+    let outcome = host.covisor("doctor")?;
+    let text = outcome.stdout_text();
+    ensure!(
+        outcome.status == DRIVER
+            && text.contains("this CPU does not have AMD-V")
+            && text.ends_with("This machine cannot run guests yet; the lines with a dash say why.\n"),
+        "{}",
+        told(&outcome)
+    );
+    Ok(())
+}
+
+/// Tries a scenario on a host with KVM.
+fn with_kvm(env: &Env, scenario: fn(&mut Host) -> Checked) -> xtask::Result<xtask::scenario::Verdict> {
+    let monitor = build::static_program(env, "covisor-kvm-bench", "covisor-kvm-bench")?;
+    on_own_host(env, |rig| Ok(rig.file(monitor, in_folder("kvm-bench"))), scenario)
+}
+
+/// While a machine of KVM's runs, covisor says that it cannot; when that has ended, it can.
+fn taken_by_kvm(host: &mut Host) -> Checked {
+    let outcome = host.sh(&format!(
+        "modprobe kvm_amd || exit
+        ./kvm-bench --append test=pause-loop probe & sleep 1
+        ./covisor doctor; echo \"doctor's status $?\"
+        ./covisor {PROBE} --append test=entry </dev/null; echo \"run's status $?\"
+        kill -9 $!; wait $!; rmmod kvm_amd kvm || exit
+        ./covisor {PROBE} --append test=entry </dev/null"
+    ))?;
+    let text = outcome.stdout_text();
+    ensure!(
+        outcome.status == 0
+            && has_line(&text, &["-", "svm", "another", "hypervisor", "holds", "AMD-V"])
+            && text.contains("doctor's status 2")
+            && text.contains("run's status 2")
+            && outcome.stderr_text().contains("covisor: error: engine svm: another hypervisor holds AMD-V"),
+        "{}",
+        told(&outcome)
+    );
+    Ok(())
+}
+
+/// While covisor's machine runs, KVM is refused and does no harm; when that has ended, KVM works.
+fn kvm_has_to_wait(host: &mut Host) -> Checked {
+    let outcome = host.sh(&format!(
+        "./covisor {PROBE} --append test=cli-loop --timeout 500 </dev/null >/dev/null & sleep 1
+        modprobe kvm_amd && ./kvm-bench --append test=entry probe && echo 'KVM ran beside covisor'
+        ./covisor ps
+        kill $!; wait $!; echo \"its status $?\"
+        ./kvm-bench --append test=entry probe && rmmod kvm_amd kvm"
+    ))?;
+    let text = outcome.stdout_text();
+    ensure!(
+        outcome.status == 0
+            && !text.contains("KVM ran beside covisor")
+            && text.contains(" running ")
+            && text.contains("its status 130")
+            && text.contains("probe: entry-tsc"),
+        "{}",
+        told(&outcome)
+    );
+    // KVM's own complaint is what was wanted.
+    host.output("dmesg -c >/dev/null")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_told_by_their_words() {
+        assert!(has_line("ok   cpu  x\n  -  svm      none\n", &["-", "svm"]));
+        assert!(!has_line("ok   svm  x\n", &["-", "svm"]));
+    }
+}
