@@ -45,6 +45,7 @@ attacks! {
     "idt-in-mmio",
     "stack-in-mmio",
     "vector-on-mmio",
+    "split-mmio",
     "cli-loop",
     "sti-loop",
     "pause-loop",
