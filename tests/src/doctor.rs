@@ -89,7 +89,7 @@ fn taken_by_kvm(host: &mut Host) -> Checked {
     let text = outcome.stdout_text();
     ensure!(
         outcome.status == 0
-            && has_line(&text, &["-", "svm", "another", "hypervisor", "holds", "AMD-V"])
+            && has_line(&text, &["-", "svm", "another", "hypervisor", "holds", "AMD-V;"])
             && text.contains("doctor's status 2")
             && text.contains("run's status 2")
             && outcome.stderr_text().contains("covisor: error: engine svm: another hypervisor holds AMD-V"),

@@ -115,9 +115,6 @@ pub trait Host: Sized + Send + Sync + 'static {
     /// Makes another CPU leave the guest, if it runs one, for a moment. Any context.
     fn kick(cpu: usize);
 
-    /// The host's monotonic clock, in nanoseconds.
-    fn clock_ns() -> u64;
-
     /// Wall clock, nanoseconds since 1970 UTC.
     fn wall_clock_ns() -> u64;
 

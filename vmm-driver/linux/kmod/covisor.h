@@ -53,7 +53,6 @@ bool covisor_host_must_yield(void);		/* any context */
 bool covisor_host_yield(void);
 void covisor_host_kick(u32 cpu);		/* any context */
 
-u64 covisor_host_clock_ns(void);		/* any context */
 u64 covisor_host_wall_clock_ns(void);		/* any context */
 u32 covisor_host_tsc_khz(void);
 

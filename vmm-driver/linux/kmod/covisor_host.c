@@ -136,11 +136,6 @@ void covisor_host_kick(u32 cpu)
 
 /* Clocks. */
 
-u64 covisor_host_clock_ns(void)
-{
-	return ktime_get_ns();
-}
-
 u64 covisor_host_wall_clock_ns(void)
 {
 	return ktime_get_real_ns();

@@ -39,7 +39,6 @@ unsafe extern "C" {
     pub(crate) safe fn covisor_host_yield() -> bool;
     pub(crate) safe fn covisor_host_kick(cpu: u32);
 
-    pub(crate) safe fn covisor_host_clock_ns() -> u64;
     pub(crate) safe fn covisor_host_wall_clock_ns() -> u64;
     pub(crate) safe fn covisor_host_tsc_khz() -> u32;
 

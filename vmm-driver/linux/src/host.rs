@@ -168,10 +168,6 @@ impl Host for Linux {
         }
     }
 
-    fn clock_ns() -> u64 {
-        ffi::covisor_host_clock_ns()
-    }
-
     fn wall_clock_ns() -> u64 {
         ffi::covisor_host_wall_clock_ns()
     }

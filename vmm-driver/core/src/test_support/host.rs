@@ -145,10 +145,6 @@ impl Host for MockHost {
 
     fn kick(_cpu: usize) {}
 
-    fn clock_ns() -> u64 {
-        CLOCK_NS.get()
-    }
-
     fn wall_clock_ns() -> u64 {
         1_700_000_000_000_000_000 + CLOCK_NS.get()
     }
