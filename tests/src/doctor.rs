@@ -80,7 +80,7 @@ fn with_kvm(env: &Env, scenario: fn(&mut Host) -> Checked) -> xtask::Result<xtas
 fn taken_by_kvm(host: &mut Host) -> Checked {
     let outcome = host.sh(&format!(
         "modprobe kvm_amd || exit
-        ./kvm-bench --append test=pause-loop probe & sleep 1
+        ./kvm-bench --append test=idle probe & sleep 1
         ./covisor doctor; echo \"doctor's status $?\"
         ./covisor {PROBE} --append test=entry </dev/null; echo \"run's status $?\"
         kill -9 $!; wait $!; rmmod kvm_amd kvm || exit
@@ -102,7 +102,7 @@ fn taken_by_kvm(host: &mut Host) -> Checked {
 /// While covisor's machine runs, KVM is refused and does no harm; when that has ended, KVM works.
 fn kvm_has_to_wait(host: &mut Host) -> Checked {
     let outcome = host.sh(&format!(
-        "./covisor {PROBE} --append test=cli-loop --timeout 500 </dev/null >/dev/null & sleep 1
+        "./covisor {PROBE} --append test=idle --timeout 500 </dev/null >/dev/null & sleep 1
         modprobe kvm_amd && ./kvm-bench --append test=entry probe && echo 'KVM ran beside covisor'
         ./covisor ps
         kill $!; wait $!; echo \"its status $?\"

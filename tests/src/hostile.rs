@@ -49,6 +49,7 @@ attacks! {
     "cli-loop",
     "sti-loop",
     "pause-loop",
+    "idle",
     "ac-loop",
     "db-loop",
     "exit-flood",

@@ -22,7 +22,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 /// A machine in the background that goes on until it is ended; the script goes on when it runs. Its process is `$pid`.
 fn endless(name: &str) -> String {
     format!(
-        "./covisor {PROBE} --append test=pause-loop --name {name} </dev/null >/tmp/{name} 2>/tmp/{name}.errors & pid=$!
+        "./covisor {PROBE} --append test=idle --name {name} </dev/null >/tmp/{name} 2>/tmp/{name}.errors & pid=$!
         until grep -q 'goes ahead' /tmp/{name}; do kill -0 $pid || exit; sleep 0.02; done\n"
     )
 }

@@ -60,6 +60,7 @@ pub const ALL: &[Mode] = &[
     mode("cli-loop", End::GoesOn, cli_loop),
     mode("sti-loop", End::GoesOn, sti_loop),
     mode("pause-loop", End::GoesOn, pause_loop),
+    mode("idle", End::GoesOn, idle),
     mode("ac-loop", End::GoesOn, ac_loop),
     mode("db-loop", End::GoesOn, db_loop),
     mode("exit-flood", End::GoesOn, exit_flood),
@@ -170,6 +171,14 @@ fn sti_loop(_: &CommandLine) {
 fn pause_loop(_: &CommandLine) {
     loop {
         core::hint::spin_loop();
+    }
+}
+
+/// Waits for an interrupt that never comes: not an attack in itself, but a machine that only has to be there.
+fn idle(_: &CommandLine) {
+    loop {
+        // SAFETY: no device and no timer was told to interrupt.
+        unsafe { asm!("sti", "hlt", options(nomem, nostack)) }
     }
 }
 
