@@ -11,7 +11,7 @@ use crate::checked::{Checked, ensure, told};
 use crate::host::{Host, PROBE, on_host};
 
 /// Seconds that a guest has which goes on for ever, in the test machine's time: a second is 10⁹ instructions.
-const SECONDS: u32 = 1;
+const SECONDS: f32 = 0.3;
 
 /// The exit status of `--timeout`.
 const TIMED_OUT: i32 = 124;

@@ -216,7 +216,7 @@ fn run_script(work: &Path, input: &Input, image: &Path, boot: &Path, step: &Step
     fs::write(&script, BUILD_SCRIPT)?;
     let mirror = input.sources.first().map(|source| source.uri.as_str()).unwrap_or_default();
     let mut cmd = Cmd::new("unshare")
-        .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "sh"])
+        .args(["--mount", "--propagation", "unchanged", "--pid", "--fork", "--kill-child", "sh"])
         .arg(script)
         .env("WORK", work)
         .env("SUITE", RELEASE)

@@ -74,15 +74,21 @@ pub(super) struct Args {
     /// End when the guest resets, instead of starting it again
     #[arg(long)]
     no_reboot: bool,
-    /// End the machine after this many seconds
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
-    timeout: Option<u64>,
+    /// End the machine after this many seconds, as 60 or 0.5
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    timeout: Option<Duration>,
     /// Hang a doorbell that nobody waits on at this port, to measure what ringing it costs
     #[arg(long, value_name = "PORT", hide = true, value_parser = parse_port)]
     test_doorbell: Option<u16>,
     /// Say more; with --exec also show the guest's console on standard error
     #[arg(long, short)]
     verbose: bool,
+}
+
+/// A time, in seconds with or without decimals.
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let time = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.filter(|time| !time.is_zero()).ok_or_else(|| "not a number of seconds above 0".to_owned())
 }
 
 /// A port's number, decimal or hexadecimal.
@@ -203,7 +209,7 @@ impl Args {
             exec: self.exec,
             no_reboot: self.no_reboot,
             test_doorbell: self.test_doorbell,
-            timeout: self.timeout.map(Duration::from_secs),
+            timeout: self.timeout,
             verbose: self.verbose,
         })
     }

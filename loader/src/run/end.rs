@@ -1,6 +1,7 @@
 //! How a run ends, and the exit status for it.
 
 use std::io;
+use std::time::Duration;
 
 use covisor_exec_protocol::DecodeError;
 use thiserror::Error;
@@ -77,8 +78,8 @@ pub enum RunError {
     #[error("cannot write the command's output: {0}")]
     Output(io::Error),
     /// Time is up.
-    #[error("the time of --timeout is over ({0} s), the machine was ended")]
-    Timeout(u64),
+    #[error("the time of --timeout is over ({} s), the machine was ended", .0.as_secs_f64())]
+    Timeout(Duration),
     /// Ended from outside.
     #[error("the machine was ended by {0}")]
     Interrupted(&'static str),

@@ -276,8 +276,7 @@ impl Session {
                     notice("the guest did not power off after its command: it was ended");
                     return Ok(BootEnd::Exec(status));
                 }
-                let seconds = self.prepared.config.timeout.map_or(0, |timeout| timeout.as_secs());
-                return Err(RunError::Timeout(seconds));
+                return Err(RunError::Timeout(self.prepared.config.timeout.unwrap_or_default()));
             };
             match event {
                 Event::Power(event) => match (status, event) {

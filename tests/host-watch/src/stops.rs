@@ -24,7 +24,7 @@ pub(crate) fn watch(program: &[String], count: u32, after: Duration) -> io::Resu
         longest_stop(pid, count)
     });
     // It may have ended by itself, and is then only waited for.
-    let _ = child.kill();
+    let _ = libc::pid_t::try_from(child.id()).map(|pid| send(pid, libc::SIGTERM));
     child.wait()?;
     println!("stops: {count}, done after at most {} us", stopped?.as_micros());
     Ok(())

@@ -14,6 +14,14 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(date +%s)}
 
+# The rest of the machine does not see what is mounted here. In a chroot, whose / need not be a mount, it does: there the
+# mounts are taken away at the end, whatever the end is.
+if ! mount --make-rprivate / 2>/dev/null; then
+    mount --bind "$WORK" "$WORK"
+    mount --make-rprivate "$WORK"
+    trap 'umount -R "$WORK"' EXIT
+fi
+
 in_tree() { chroot "$tree" "$@"; }
 
 echo "base system"
