@@ -1,7 +1,12 @@
 //! End-to-end tests: the list of scenarios, running them, and what they amount to.
 
 use std::io::Write;
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::thread::available_parallelism;
 use std::time::Instant;
 
 use crate::env::Env;
@@ -89,28 +94,40 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// Runs those of `scenarios` whose names contain `filter`, tells each one's verdict on standard
-/// output, and returns the tally. A scenario that panics has failed.
+/// Runs those of `scenarios` whose names contain `filter`, as many at the same time as there are CPUs; tells each one's
+/// verdict on standard output when it is there, and returns the tally. A scenario that panics has failed.
+///
+/// What a scenario keeps for the next one in a thread-local variable, it keeps once for each of these threads.
 pub fn run_all(env: &Env, scenarios: &[Scenario], filter: &str) -> Tally {
-    let mut tally = Tally::default();
-    let mut out = std::io::stdout();
-    for scenario in scenarios.iter().filter(|scenario| scenario.name.contains(filter)) {
-        let start = Instant::now();
-        let verdict = match catch_unwind(AssertUnwindSafe(|| (scenario.run)(env))) {
-            Ok(result) => Verdict::from(result),
-            Err(_) => Verdict::Fail("it panicked; the message is above".to_owned()),
-        };
-        tally.count(&verdict);
-        let seconds = start.elapsed().as_secs();
-        // Who does not read the verdicts still gets the exit status.
-        let _ = match verdict {
-            Verdict::Pass => writeln!(out, "pass  {} ({seconds} s)", scenario.name),
-            Verdict::Skip(why) => writeln!(out, "skip  {}: {why}", scenario.name),
-            Verdict::Fail(why) => writeln!(out, "FAIL  {} ({seconds} s)\n{}", scenario.name, indented(&why)),
-        };
-        let _ = out.flush();
-    }
-    tally
+    let chosen: Vec<&Scenario> = scenarios.iter().filter(|scenario| scenario.name.contains(filter)).collect();
+    let next = AtomicUsize::new(0);
+    let tally = Mutex::new(Tally::default());
+    let work = || {
+        while let Some(scenario) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let start = Instant::now();
+            let verdict = match catch_unwind(AssertUnwindSafe(|| (scenario.run)(env))) {
+                Ok(result) => Verdict::from(result),
+                Err(_) => Verdict::Fail("it panicked; the message is above".to_owned()),
+            };
+            tell(scenario.name, start.elapsed().as_secs(), &verdict);
+            tally.lock().unwrap_or_else(PoisonError::into_inner).count(&verdict);
+        }
+    };
+    let threads = available_parallelism().map_or(1, NonZero::get).min(chosen.len());
+    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    tally.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Prints a verdict, in one piece.
+fn tell(name: &str, seconds: u64, verdict: &Verdict) {
+    let mut out = std::io::stdout().lock();
+    // Who does not read the verdicts still gets the exit status.
+    let _ = match verdict {
+        Verdict::Pass => writeln!(out, "pass  {name} ({seconds} s)"),
+        Verdict::Skip(why) => writeln!(out, "skip  {name}: {why}"),
+        Verdict::Fail(why) => writeln!(out, "FAIL  {name} ({seconds} s)\n{}", indented(why)),
+    };
+    let _ = out.flush();
 }
 
 fn indented(text: &str) -> String {
