@@ -96,7 +96,8 @@ fn file_system_is_clean(host: &mut Host) -> Checked {
 /// systemd comes up without a failure, and root is logged in at the console.
 fn boots(host: &mut Host) -> Checked {
     let command = "systemctl is-system-running --wait; systemctl --failed --no-legend --plain; \
-                   systemctl is-active getty.target serial-getty@hvc0.service; ps -t hvc0 -o user=,comm=; exit 5";
+                   systemctl is-active getty.target serial-getty@hvc0.service; \
+                   for i in $(seq 600); do ps -t hvc0 -o user=,comm= | grep bash && break; sleep 0.1; done; exit 5";
     let outcome = exec(host, "--verbose", command)?;
     let text = outcome.stdout_text();
     let lines: Vec<&str> = text.lines().collect();

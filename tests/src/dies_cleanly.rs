@@ -41,7 +41,7 @@ const KILLED: i32 = 128 + 9;
 const MEMORY_TOLERANCE_KIB: u64 = 2048;
 
 /// The memory of machines here, in MiB.
-const GUEST_MIB: u32 = 64;
+const GUEST_MIB: u32 = 96;
 
 /// What the guest does: reads and writes its disk without an end.
 const WORK: &str = "echo at work; while :; do \

@@ -1,10 +1,13 @@
 //! `cargo xtask setup`: installs the Debian packages that the rest needs.
 
+use covisor_guest_images::apt;
+use covisor_guest_images::apt::Apt;
 use covisor_guest_images::command::{Cmd, is_installed};
 
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::toolchain;
+use crate::toolchain::is_new_enough;
 
 /// A Debian package and what it is for.
 struct Package {
@@ -37,9 +40,15 @@ const PACKAGES: &[Package] = &[
     package("util-linux", "keeps the image build's mounts apart"),
 ];
 
+/// The Debian release whose packages these are.
+const RELEASE: &str = "bookworm";
+
+/// The package whose version says whether it is new enough.
+const COMPILER: &str = "rustc-web";
+
 /// What builds ring-0 code where rustup's toolchain cannot.
 const RING0_PACKAGES: &[Package] = &[
-    package("rustc-web", "compiles the driver: a compiler with matching library source"),
+    package(COMPILER, "compiles the driver: a compiler with matching library source"),
     package("cargo-web", "the cargo that goes with it"),
     package("rust-web-src", "the library source that goes with it"),
 ];
@@ -64,17 +73,21 @@ pub fn ensure_for_fuzzing(env: &Env) -> Result<()> {
 }
 
 fn ensure_with(env: &Env, more: &'static [Package]) -> Result<()> {
+    let ring0: &'static [Package] = if toolchain::bare_metal().is_err() { RING0_PACKAGES } else { &[] };
     let missing = missing(more)?;
-    if missing.is_empty() {
+    if missing.is_empty() && ring0.is_empty() {
         return Ok(());
     }
-    for package in &missing {
+    for package in missing.iter().copied().chain(ring0) {
         env.progress.say(&format!("needs {}: {}", package.name, package.reason));
     }
-    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    let names = names_for_apt(&missing, ring0);
     let install = ["install", "-y", "--no-install-recommends"];
     // SAFETY: geteuid(2) only returns a number.
     if unsafe { libc::geteuid() } != 0 {
+        if names.is_empty() {
+            return Err(Error::NoBareMetalToolchain);
+        }
         return Err(Error::NeedsPackages {
             command: format!("sudo apt-get update && sudo apt-get {} {}", install.join(" "), names.join(" ")),
         });
@@ -82,8 +95,33 @@ fn ensure_with(env: &Env, more: &'static [Package]) -> Result<()> {
     let step = env.progress.step("fetching apt's package lists");
     apt_get().arg("update").run(&step)?;
     step.done();
-    let step = env.progress.step(format!("installing {}", names.join(" ")));
-    apt_get().args(install).args(&names).run(&step)?;
+    // The lists may say something else now.
+    let names = names_for_apt(&missing, ring0);
+    if !names.is_empty() {
+        let step = env.progress.step(format!("installing {}", names.join(" ")));
+        apt_get().args(install).args(&names).run(&step)?;
+        step.done();
+    }
+    if toolchain::bare_metal().is_err() { install_compiler(env) } else { Ok(()) }
+}
+
+/// The packages to install from this machine's own sources: those missing, and the compiler for ring-0 code if that is
+/// wanted and new enough there.
+fn names_for_apt(missing: &[&'static Package], ring0: &'static [Package]) -> Vec<&'static str> {
+    let is_new = !ring0.is_empty() && apt::candidate(COMPILER).is_some_and(|version| is_new_enough(&version));
+    let ring0 = if is_new { ring0 } else { &[] };
+    missing.iter().copied().chain(ring0).map(|package| package.name).collect()
+}
+
+/// Installs the compiler for ring-0 code from Debian's security suite, where newer ones come, on a machine whose apt does
+/// not have that suite; the machine's sources stay as they are.
+fn install_compiler(env: &Env) -> Result<()> {
+    let names: Vec<&str> = RING0_PACKAGES.iter().map(|package| package.name).collect();
+    let step = env.progress.step(format!("installing {} from the security suite", names.join(" ")));
+    let sources = apt::machine_sources_with_security(RELEASE)?;
+    let apt = Apt::for_this_machine(&env.out.join("apt-security"), &sources)?;
+    apt.update(&step)?;
+    apt.install(&names, &step)?;
     step.done();
     Ok(())
 }
@@ -107,10 +145,7 @@ fn missing(more: &'static [Package]) -> Result<Vec<&'static Package>> {
     if !is_installed("dpkg-query") || !is_installed("apt-get") {
         return Err(Error::NotDebian);
     }
-    let mut wanted: Vec<&Package> = PACKAGES.iter().chain(more).collect();
-    if toolchain::bare_metal().is_err() {
-        wanted.extend(RING0_PACKAGES);
-    }
+    let wanted: Vec<&Package> = PACKAGES.iter().chain(more).collect();
     // It fails for a package that it has never heard of, but lists the others.
     let output = Cmd::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${db:Status-Status}\\n"])

@@ -7,6 +7,10 @@ use covisor_guest_images::command::Cmd;
 
 use crate::error::{Error, Result};
 
+/// The oldest compiler that has everything that ring-0 code needs: its options that keep the CPU from speculating past
+/// returns and indirect branches, with which Linux is compiled, too.
+const OLDEST: (u32, u32) = (1, 95);
+
 /// Debian's compiler with the matching library source (packages rustc-web, cargo-web,
 /// rust-web-src).
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
@@ -66,6 +70,19 @@ impl BareMetal {
     }
 }
 
+/// Whether a version such as `1.96.0+dfsg1-1` is new enough.
+#[must_use]
+pub fn is_new_enough(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|number| number.parse().ok());
+    matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= OLDEST)
+}
+
+/// Whether the compiler is new enough: `rustc 1.96.0 (…)`.
+fn has_new_version(rustc: &Path) -> bool {
+    let output = Command::new(rustc).arg("--version").output();
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).split(' ').nth(1).is_some_and(is_new_enough))
+}
+
 /// Whether the compiler's sysroot holds the library source.
 fn has_library_source(rustc: &Path) -> Option<PathBuf> {
     let output = Command::new(rustc).args(["--print", "sysroot"]).output().ok()?;
@@ -83,5 +100,19 @@ fn find_rustup() -> Option<BareMetal> {
 fn find_debian() -> Option<BareMetal> {
     let (cargo, rustc) = (PathBuf::from(DEBIAN_CARGO), PathBuf::from(DEBIAN_RUSTC));
     has_library_source(&rustc)?;
-    cargo.exists().then_some(BareMetal { cargo, rustc })
+    (cargo.exists() && has_new_version(&rustc)).then_some(BareMetal { cargo, rustc })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_compared_by_its_numbers() {
+        assert!(is_new_enough("1.95.0"));
+        assert!(is_new_enough("1.100.0+dfsg1-1~deb12u2"));
+        assert!(is_new_enough("2.0.0"));
+        assert!(!is_new_enough("1.85.0+dfsg3-1~deb12u3"));
+        assert!(!is_new_enough("unknown"));
+    }
 }

@@ -48,6 +48,36 @@ pub fn machine_sources(release: &str) -> Result<Vec<Source>> {
     )))
 }
 
+/// The same, with the release's security fixes even where this machine's apt does not have them: on the mirror that it
+/// does have, where mirrors have them by custom.
+///
+/// # Errors
+/// As [`machine_sources`].
+pub fn machine_sources_with_security(release: &str) -> Result<Vec<Source>> {
+    let mut sources = machine_sources(release)?;
+    let suite = format!("{release}-security");
+    if !sources.iter().any(|source| source.suite == suite)
+        && let Some(first) = sources.first()
+    {
+        let uri = format!("{}-security", first.uri);
+        sources.push(Source { uri, suite });
+    }
+    Ok(sources)
+}
+
+/// The version of a package that this machine's apt would install, if it knows the package.
+#[must_use]
+pub fn candidate(package: &str) -> Option<String> {
+    let policy = Cmd::new("apt-cache").args(["policy", package]).env("LC_ALL", "C.UTF-8").output().ok()?;
+    parse_candidate(&policy)
+}
+
+/// Finds the version in what `apt-cache policy` says of a package.
+fn parse_candidate(policy: &str) -> Option<String> {
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    (version != "(none)").then(|| version.to_owned())
+}
+
 /// Finds a release's sources in the list of apt's index targets.
 fn parse_targets(targets: &str, release: &str) -> Vec<Source> {
     let suites = [release.to_owned(), format!("{release}-updates"), format!("{release}-security")];
@@ -85,10 +115,24 @@ impl Apt {
     /// # Errors
     /// When the folder cannot be written.
     pub fn new(dir: &Path, sources: &[Source]) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let status = dir.join("status");
+        fs::write(&status, "")?;
+        Self::with_status(dir, sources, &status)
+    }
+
+    /// The same, to install packages on this machine.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn for_this_machine(dir: &Path, sources: &[Source]) -> Result<Self> {
+        Self::with_status(dir, sources, Path::new("/var/lib/dpkg/status"))
+    }
+
+    fn with_status(dir: &Path, sources: &[Source], status: &Path) -> Result<Self> {
         fs::create_dir_all(dir.join("lists/partial"))?;
         fs::create_dir_all(dir.join("cache/archives/partial"))?;
-        fs::write(dir.join("status"), "")?;
-        fs::write(dir.join("apt.conf"), configuration(dir))?;
+        fs::write(dir.join("apt.conf"), configuration(dir, status))?;
         let text: String = sources.iter().map(Source::as_deb822).collect();
         fs::write(dir.join("covisor.sources"), text)?;
         Ok(Self { dir: dir.to_path_buf() })
@@ -100,6 +144,18 @@ impl Apt {
     /// When the mirror cannot be reached or a signature is wrong.
     pub fn update(&self, step: &Step) -> Result<()> {
         self.cmd("apt-get").arg("update").run(step)
+    }
+
+    /// Installs packages.
+    ///
+    /// # Errors
+    /// When they cannot be had, or do not go together with what is installed.
+    pub fn install(&self, packages: &[&str], step: &Step) -> Result<()> {
+        self.cmd("apt-get")
+            .args(["install", "--no-install-recommends"])
+            .args(packages)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .run(step)
     }
 
     /// The package that a meta package such as `linux-image-cloud-amd64` stands for: its first
@@ -139,8 +195,8 @@ impl Apt {
 }
 
 /// The settings that make apt use only the lists and sources in `dir`.
-fn configuration(dir: &Path) -> String {
-    let dir = dir.display();
+fn configuration(dir: &Path, status: &Path) -> String {
+    let (dir, status) = (dir.display(), status.display());
     format!(
         r#"Dir::Etc::SourceList "{dir}/covisor.sources";
 Dir::Etc::SourceParts "-";
@@ -148,7 +204,7 @@ Dir::Etc::Preferences "-";
 Dir::Etc::PreferencesParts "-";
 Dir::State "{dir}";
 Dir::State::Lists "{dir}/lists";
-Dir::State::Status "{dir}/status";
+Dir::State::Status "{status}";
 Dir::Cache "{dir}/cache";
 // The download user cannot write into a checkout of root's.
 APT::Sandbox::User "root";
@@ -184,6 +240,15 @@ mod tests {
         assert_eq!(suites, ["bookworm", "bookworm-updates", "bookworm-security"]);
         assert_eq!(sources[2].uri, "http://mirror.example/security");
         assert!(parse_targets(TARGETS, "trixie").is_empty());
+    }
+
+    #[test]
+    fn a_candidate_is_what_apt_would_install() {
+        let policy =
+            "rustc-web:\n  Installed: (none)\n  Candidate: 1.85.0+dfsg3-1\n  Version table:\n     1.85.0+dfsg3-1 500\n";
+        assert_eq!(parse_candidate(policy).unwrap(), "1.85.0+dfsg3-1");
+        assert_eq!(parse_candidate("x:\n  Installed: (none)\n  Candidate: (none)\n"), None);
+        assert_eq!(parse_candidate(""), None);
     }
 
     #[test]

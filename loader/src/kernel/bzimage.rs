@@ -97,25 +97,22 @@ impl BzImage {
         Ok(Self { header, offset, size })
     }
 
-    /// Where to load the kernel proper in RAM that ends at `ram_end`: where it prefers, or else as low as it may lie.
+    /// Where to load the kernel proper in RAM that ends at `ram_end`: where it prefers. It can be loaded lower, but would
+    /// move itself there (Documentation/x86/boot.rst, `pref_address`), so it needs that RAM in any case.
     pub(super) fn place(&self, ram_end: u64) -> Result<u64, KernelError> {
-        let preferred = self.header.pref_address;
         let size = u64::from(self.header.init_size);
-        let fits = |start: u64| start.checked_add(size).is_some_and(|end| end <= ram_end);
-        if preferred >= HIGH_RAM_START && fits(preferred) {
-            return Ok(preferred);
-        }
-        if self.header.relocatable_kernel != 0 {
-            let lowest = HIGH_RAM_START.next_multiple_of(u64::from(self.header.kernel_alignment));
-            if fits(lowest) {
-                return Ok(lowest);
-            }
-            return Err(KernelError::DoesNotFit { start: lowest, end: lowest.saturating_add(size), ram_end });
-        }
-        if preferred < HIGH_RAM_START {
+        let preferred = self.header.pref_address;
+        let start = if preferred >= HIGH_RAM_START {
+            preferred
+        } else if self.header.relocatable_kernel != 0 {
+            HIGH_RAM_START.next_multiple_of(u64::from(self.header.kernel_alignment))
+        } else {
             return Err(KernelError::TooLow { start: preferred });
+        };
+        match start.checked_add(size) {
+            Some(end) if end <= ram_end => Ok(start),
+            end => Err(KernelError::DoesNotFit { start, end: end.unwrap_or(u64::MAX), ram_end }),
         }
-        Err(KernelError::DoesNotFit { start: preferred, end: preferred.saturating_add(size), ram_end })
     }
 
     /// Longest command line that it takes, without the final NUL.

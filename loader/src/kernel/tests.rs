@@ -91,9 +91,20 @@ fn test_a_bzimage_goes_where_it_prefers() {
 }
 
 #[test]
-fn test_a_relocatable_bzimage_goes_lower_in_little_ram() {
-    let plan = plan(&bzimage(), &request(16 * MIB)).unwrap();
-    assert_eq!(plan.segments()[0].address, 2 * MIB);
+fn test_a_relocatable_bzimage_without_a_preference_goes_low() {
+    let mut file = bzimage();
+    file[0x258..0x260].fill(0);
+    assert_eq!(plan(&file, &request(16 * MIB)).unwrap().segments()[0].address, 2 * MIB);
+    file[0x234] = 0;
+    assert!(matches!(plan(&file, &request(16 * MIB)), Err(KernelError::TooLow { start: 0 })));
+}
+
+/// Loaded lower it would move itself to where it prefers, and find no RAM there.
+#[test]
+fn test_a_bzimage_whose_preferred_place_is_not_ram_is_refused() {
+    assert!(plan(&bzimage(), &request(24 * MIB)).is_ok());
+    let error = plan(&bzimage(), &request(23 * MIB)).unwrap_err();
+    assert!(matches!(error, KernelError::DoesNotFit { start: 0x100_0000, .. }), "{error}");
 }
 
 #[test]
@@ -157,8 +168,6 @@ fn test_bad_bzimage_headers_are_refused_in_words() {
 fn test_a_preferred_address_over_the_end_of_the_address_space_is_not_taken() {
     let mut file = bzimage();
     file[0x258..0x260].copy_from_slice(&u64::MAX.to_le_bytes());
-    assert_eq!(plan(&file, &request(512 * MIB)).unwrap().segments()[0].address, 2 * MIB);
-    file[0x234] = 0;
     assert!(matches!(plan(&file, &request(512 * MIB)), Err(KernelError::DoesNotFit { .. })));
 }
 
