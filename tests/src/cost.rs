@@ -120,7 +120,7 @@ fn memory_of_the_loader(host: &mut Host) -> Checked {
 fn signals_are_obeyed_at_once(host: &mut Host) -> Checked {
     for busy in ["cli-loop", "exit-flood", "port-flood", "timer-flood"] {
         let outcome = host.sh(&format!(
-            "taskset 1 ./host-watch stops --count 40 -- ./covisor {PROBE} --append test={busy} >/tmp/out; tail -n 1 /tmp/out"
+            "taskset 1 ./host-watch stops --count 30 --after 100 -- ./covisor {PROBE} --append test={busy} >/tmp/out; tail -n 1 /tmp/out"
         ))?;
         let text = outcome.stdout_text();
         let longest =

@@ -14,11 +14,11 @@ use crate::host::{Host, in_folder, on_own_host};
 
 /// The scenarios about the Debian guest.
 pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "debian/compiles-and-runs", run: |env| on_debian(env, "6.1.", "-cloud-amd64", compiles_and_runs) },
     Scenario { name: "debian/boots-cloud-6.1", run: |env| on_debian(env, "6.1.", "-cloud-amd64", boots) },
     Scenario { name: "debian/boots-generic-6.1", run: |env| on_debian(env, "6.1.", "-amd64", boots) },
     Scenario { name: "debian/boots-cloud-6.12", run: |env| on_debian(env, "6.12.", "-cloud-amd64", boots) },
     Scenario { name: "debian/stop-powers-off", run: |env| on_debian(env, "6.1.", "-cloud-amd64", stop_powers_off) },
-    Scenario { name: "debian/compiles-and-runs", run: |env| on_debian(env, "6.1.", "-cloud-amd64", compiles_and_runs) },
     Scenario { name: "debian/disk-round-trip", run: |env| on_debian(env, "6.1.", "-cloud-amd64", disk_round_trip) },
 ];
 

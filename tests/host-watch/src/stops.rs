@@ -11,7 +11,7 @@ use crate::last_error;
 use crate::run_first;
 
 /// How long the process runs between two stops: odd, so as not to fall in step with the host's clock.
-const BETWEEN: Duration = Duration::from_micros(7_300);
+const BETWEEN: Duration = Duration::from_micros(3_300);
 
 /// Runs a program, stops it `count` times, and ends it.
 pub(crate) fn watch(program: &[String], count: u32, after: Duration) -> io::Result<()> {
