@@ -142,7 +142,7 @@ fn wake_ups_are_not_delayed(host: &mut Host) -> Checked {
             "taskset 1 ./covisor {PROBE} --append test={busy} </dev/null >/tmp/out 2>&1 & pid=$!
             until grep -q 'goes ahead' /tmp/out; do kill -0 $pid || exit; sleep 0.02; done
             taskset 1 ./host-watch ticks 1700 --first >/tmp/ticks & ticks=$!
-            sleep 0.3; kill $ticks; wait $ticks; kill $pid; wait $pid; cat /tmp/ticks"
+            sleep 0.1; kill $ticks; wait $ticks; kill $pid; wait $pid; cat /tmp/ticks"
         ))?;
         let late = late_by(&outcome.stdout_text());
         ensure!(
