@@ -263,7 +263,7 @@ fn host_script(args: &RunArgs, guest: &GuestFiles) -> String {
         words.extend(["--exec".to_owned(), command.clone()]);
     }
     let run = words.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" ");
-    format!("{PROGRAM} driver install --module {MODULE} </dev/null >&2 || exit; exec {run}")
+    format!("{PROGRAM} driver install --module {MODULE} </dev/null >/dev/null || exit; exec {run}")
 }
 
 /// A word as a shell reads it back.
