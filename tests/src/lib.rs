@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod checked;
+mod contract;
 mod cost;
 mod debian;
 mod dies_cleanly;
@@ -21,6 +22,7 @@ use xtask::scenario::Scenario;
 pub fn all() -> Vec<Scenario> {
     [
         debian::SCENARIOS,
+        contract::SCENARIOS,
         dies_cleanly::SCENARIOS,
         rig::SCENARIOS,
         mini::SCENARIOS,
