@@ -27,7 +27,10 @@ use crate::error::Result;
 use crate::host::HostKernel;
 
 /// An emulated CPU with AMD-V and nested paging.
-pub const CPU_SVM: &str = "EPYC,+svm,+npt";
+///
+/// Without CMPXCHG16B, after which QEMU 7.2 has rubbish in RFLAGS: Linux 6.12 uses it in its memory allocator and, bare or as
+/// a guest, crashes at the next IRET.
+pub const CPU_SVM: &str = "EPYC,+svm,+npt,-cx16";
 
 /// The same CPU without.
 pub const CPU_PLAIN: &str = "EPYC,-svm";
