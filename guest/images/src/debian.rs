@@ -43,7 +43,7 @@ const PACKAGES: &[&str] = &[
 ];
 
 /// Packages that the guest can install without a network.
-const OFFLINE_PACKAGES: &[&str] = &["gcc", "libc6-dev", "make"];
+const OFFLINE_PACKAGES: &[&str] = &["gcc", "libc6-dev", "make", "tcc"];
 
 /// Debian 12's kernels by their meta packages: the cloud kernel, which is the default, and the
 /// generic one.
