@@ -150,12 +150,16 @@ thread_local! {
 pub(crate) fn on_host(env: &Env, scenario: impl FnOnce(&mut Host) -> Checked) -> Result<Verdict> {
     SHARED.with_borrow_mut(|shared| {
         let tried = match shared.take() {
-            Some(host) => Ok(host),
+            Some(host) => {
+                host.machine.go_on();
+                Ok(host)
+            }
             None => rig(env).map_err(Into::into).and_then(|rig| Host::start(rig.count_instructions(true))),
         }
         .and_then(|mut host| {
             scenario(&mut host)?;
             host.check_clean()?;
+            host.machine.pause();
             Ok(host)
         });
         verdict(tried.map(|host| *shared = Some(host)))

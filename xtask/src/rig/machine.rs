@@ -197,6 +197,17 @@ impl Machine {
         }
     }
 
+    /// Stops the machine, its clock too, until [`Machine::go_on`]. A machine that counts instructions keeps a CPU busy even
+    /// while its host sleeps: it skips the time by going from one timer to the next.
+    pub fn pause(&self) {
+        self.qemu.signal(libc::SIGSTOP);
+    }
+
+    /// Lets the machine run after [`Machine::pause`].
+    pub fn go_on(&self) {
+        self.qemu.signal(libc::SIGCONT);
+    }
+
     /// The host's console so far.
     #[must_use]
     pub fn log(&self) -> String {

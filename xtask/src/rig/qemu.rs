@@ -103,6 +103,15 @@ impl Qemu {
         Ok(Self { child, collectors, exec, terminal, console, messages })
     }
 
+    /// Sends QEMU a signal, if it still runs.
+    pub(super) fn signal(&self, signal: libc::c_int) {
+        if let Ok(pid) = libc::pid_t::try_from(self.child.id()) {
+            // SAFETY: kill(2) takes plain integers. The number is QEMU's at least until somebody waits for it, which only
+            // stop() does.
+            unsafe { libc::kill(pid, signal) };
+        }
+    }
+
     /// Ends QEMU, if it still runs, and waits for the logs' ends.
     pub(super) fn stop(&mut self) {
         // It may have ended by itself.
