@@ -139,7 +139,7 @@ fn wake_ups_are_not_delayed(host: &mut Host) -> Checked {
     for busy in ["cli-loop", "exit-flood", "port-flood", "apic-flood", "random-user-code"] {
         // Only while the guest runs: Linux 6.1 itself takes longer to get back the memory of a process with large pages.
         let outcome = host.sh(&format!(
-            "taskset 1 ./covisor {PROBE} --append test={busy} </dev/null >/tmp/out 2>&1 & pid=$!
+            "rm -f /tmp/out; taskset 1 ./covisor {PROBE} --append test={busy} </dev/null >/tmp/out 2>&1 & pid=$!
             until grep -q 'goes ahead' /tmp/out; do kill -0 $pid || exit; sleep 0.02; done
             taskset 1 ./host-watch ticks 1700 --first >/tmp/ticks & ticks=$!
             sleep 0.1; kill $ticks; wait $ticks; kill $pid; wait $pid; cat /tmp/ticks"

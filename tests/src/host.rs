@@ -31,7 +31,8 @@ const PRELUDE: &str = "cd /covisor\n";
 /// Puts the host into the state that [`Host::check_clean`] expects.
 const SET_UP: &str = "modprobe msr && ./covisor driver install --module covisor.ko >/dev/null && dmesg -c >/dev/null";
 
-/// Says what is not as it is on a host on which no machine runs and nothing went wrong, a line each.
+/// Says what is not as it is on a host on which no machine runs and nothing went wrong, a line each; and takes away the
+/// files that the scenario left, which the next one might take for its own.
 const COMPLAINTS: &str = r#"
 for pid in $(pidof covisor); do
     echo "process $pid still runs: $(tr '\0' ' ' </proc/$pid/cmdline)"
@@ -52,6 +53,7 @@ for msr in /dev/cpu/*/msr; do
     esac
 done
 dmesg -c -r | sed 's/^/kernel: /'
+rm -rf /tmp/*
 "#;
 
 /// Warnings of the host's kernel that tell of a slow test machine, or of what a scenario gives it to refuse.

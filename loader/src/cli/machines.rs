@@ -51,6 +51,9 @@ pub(super) struct StopArgs {
     force: bool,
 }
 
+/// How often the power button is pressed again: a guest that is still starting does not listen to it yet.
+const AGAIN_INTERVAL: Duration = Duration::from_secs(5);
+
 /// How long a guest may take where --timeout does not say.
 const DEFAULT_TIMEOUT: u64 = 60;
 
@@ -125,13 +128,14 @@ pub(super) fn stop(args: &StopArgs) -> ExitCode {
     for (path, _) in &chosen {
         send(path, request);
     }
+    let again = ask_first.then_some(request);
     let patience = if ask_first { Duration::from_secs(args.timeout.unwrap_or(DEFAULT_TIMEOUT)) } else { END_PATIENCE };
-    let mut left = wait(&chosen, patience);
+    let mut left = wait(&chosen, patience, again);
     if args.force && !left.is_empty() {
         for (path, _) in &left {
             send(path, Request::End);
         }
-        left = wait(&left, END_PATIENCE);
+        left = wait(&left, END_PATIENCE, None);
         for (path, status) in &left {
             notice(format_args!("{} does not answer: its process is killed", status.name));
             if let Err(error) = process::end(status.pid) {
@@ -139,7 +143,7 @@ pub(super) fn stop(args: &StopArgs) -> ExitCode {
             }
             socket::forget(path);
         }
-        left = wait(&left, END_PATIENCE);
+        left = wait(&left, END_PATIENCE, None);
     }
     if left.is_empty() {
         return ExitCode::SUCCESS;
@@ -161,13 +165,19 @@ fn send(path: &Path, request: Request) {
     }
 }
 
-/// Waits for machines to go, and gives those that stay.
-fn wait(machines: &[(PathBuf, Status)], patience: Duration) -> Vec<(PathBuf, Status)> {
+/// Waits for machines to go, sending `again` to them from time to time, and gives those that stay.
+fn wait(machines: &[(PathBuf, Status)], patience: Duration, again: Option<Request>) -> Vec<(PathBuf, Status)> {
     let deadline = Instant::now() + patience;
+    let mut next = Instant::now() + AGAIN_INTERVAL;
     loop {
         let left: Vec<_> = machines.iter().filter(|(_, status)| process::is_alive(status.pid)).cloned().collect();
-        if left.is_empty() || Instant::now() >= deadline {
+        let now = Instant::now();
+        if left.is_empty() || now >= deadline {
             return left;
+        }
+        if let Some(request) = again.filter(|_| now >= next) {
+            left.iter().for_each(|(path, _)| send(path, request));
+            next = now + AGAIN_INTERVAL;
         }
         thread::sleep(INTERVAL);
     }
