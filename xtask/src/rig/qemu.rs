@@ -31,12 +31,10 @@ impl Log {
         String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).replace('\r', "")
     }
 
-    /// Its last lines, without QEMU's usual words about CPU features that it does not emulate.
+    /// Its last lines, and all from a kernel's panic on, without QEMU's usual words about CPU features that it does not
+    /// emulate.
     pub(super) fn tail(&self, lines: usize) -> String {
-        let text = self.text();
-        let all: Vec<&str> =
-            text.lines().filter(|line| !line.contains("TCG doesn't support requested feature")).collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        tail(&self.text(), lines)
     }
 
     /// Collects all that comes from `source`, showing it on standard error if told to.
@@ -53,6 +51,14 @@ impl Log {
             }
         })
     }
+}
+
+/// [`Log::tail`]. A panic's cause is its first line, and the call trace that follows may be longer than `lines`.
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().filter(|line| !line.contains("TCG doesn't support requested feature")).collect();
+    let last = all.len().saturating_sub(lines);
+    let panic = all.iter().position(|line| line.contains("Kernel panic")).unwrap_or(last);
+    all[last.min(panic)..].join("\n")
 }
 
 /// A running QEMU and this side of its channels.
@@ -194,5 +200,26 @@ fn inherit<const N: usize>(command: &mut Command, fds: [RawFd; N]) {
             }
             Ok(())
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_begins_no_later_than_the_panic() {
+        let early: Vec<String> = (0..10).map(|i| format!("line {i}")).collect();
+        let text = early.join("\n");
+        assert_eq!(tail(&text, 2), "line 8\nline 9");
+        assert_eq!(tail(&text, 20), text);
+        let panic = format!("{text}\nKernel panic - not syncing: why\n{text}");
+        assert_eq!(tail(&panic, 2), format!("Kernel panic - not syncing: why\n{text}"));
+        assert_eq!(tail(&panic, 12), format!("line 9\nKernel panic - not syncing: why\n{text}"));
+    }
+
+    #[test]
+    fn the_tail_leaves_out_what_qemu_always_says() {
+        assert_eq!(tail("a\nwarning: TCG doesn't support requested feature: x\nb", 2), "a\nb");
     }
 }
