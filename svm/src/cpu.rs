@@ -4,6 +4,20 @@ use covisor_abi::EngineStatus;
 use covisor_core::host::Block;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
+use covisor_core::instructions::rdmsr;
+use covisor_core::instructions::read_dr0;
+use covisor_core::instructions::read_dr1;
+use covisor_core::instructions::read_dr2;
+use covisor_core::instructions::read_dr3;
+use covisor_core::instructions::read_dr6;
+use covisor_core::instructions::read_dr7;
+use covisor_core::instructions::write_dr0;
+use covisor_core::instructions::write_dr1;
+use covisor_core::instructions::write_dr2;
+use covisor_core::instructions::write_dr3;
+use covisor_core::instructions::write_dr6;
+use covisor_core::instructions::write_dr7;
+use covisor_core::instructions::wrmsr;
 use covisor_core::xstate::Area;
 use covisor_core::xstate::ExtendedState;
 
@@ -99,15 +113,15 @@ impl Cpu {
         unsafe {
             if features.tsc_aux {
                 #[expect(clippy::cast_possible_truncation, reason = "the MSR has 32 bits")]
-                let aux = insn::rdmsr(MSR_TSC_AUX) as u32;
+                let aux = rdmsr(MSR_TSC_AUX) as u32;
                 self.tsc_aux = aux;
             }
             if features.supervisor_state {
-                self.xss = insn::rdmsr(MSR_XSS);
+                self.xss = rdmsr(MSR_XSS);
             }
-            insn::wrmsr(MSR_EFER, insn::rdmsr(MSR_EFER) | EFER_SVME);
-            self.host_save_pa = insn::rdmsr(MSR_VM_HSAVE_PA);
-            insn::wrmsr(MSR_VM_HSAVE_PA, self.save_area.phys | self.encryption_bit);
+            wrmsr(MSR_EFER, rdmsr(MSR_EFER) | EFER_SVME);
+            self.host_save_pa = rdmsr(MSR_VM_HSAVE_PA);
+            wrmsr(MSR_VM_HSAVE_PA, self.save_area.phys | self.encryption_bit);
         }
         Ok(())
     }
@@ -117,8 +131,8 @@ impl Cpu {
     pub(crate) unsafe fn disable(&mut self) {
         // SAFETY: by the caller.
         unsafe {
-            insn::wrmsr(MSR_VM_HSAVE_PA, self.host_save_pa);
-            insn::wrmsr(MSR_EFER, insn::rdmsr(MSR_EFER) & !EFER_SVME);
+            wrmsr(MSR_VM_HSAVE_PA, self.host_save_pa);
+            wrmsr(MSR_EFER, rdmsr(MSR_EFER) & !EFER_SVME);
         }
     }
 
@@ -135,19 +149,19 @@ impl Cpu {
     pub(crate) unsafe fn load(&mut self, extended: &ExtendedState, vcpu: &mut SvmVcpu) {
         // SAFETY: by the caller; the guest's values are checked when they are set.
         unsafe {
-            self.dr7 = insn::read_dr7();
+            self.dr7 = read_dr7();
             if self.dr7 & DR7_ENABLES != 0 || vcpu.debug_active() {
-                self.dr6 = insn::read_dr6();
-                self.debug_addresses = [insn::read_dr0(), insn::read_dr1(), insn::read_dr2(), insn::read_dr3()];
-                insn::write_dr7(DR7_RESET);
+                self.dr6 = read_dr6();
+                self.debug_addresses = [read_dr0(), read_dr1(), read_dr2(), read_dr3()];
+                write_dr7(DR7_RESET);
                 load_debug_addresses(&vcpu.debug_addresses);
             }
             extended.enter(&mut self.extended, &vcpu.extended, vcpu.xcr0);
             if self.has_tsc_aux && vcpu.tsc_aux != self.tsc_aux {
-                insn::wrmsr(MSR_TSC_AUX, u64::from(vcpu.tsc_aux));
+                wrmsr(MSR_TSC_AUX, u64::from(vcpu.tsc_aux));
             }
             if self.xss != 0 {
-                insn::wrmsr(MSR_XSS, 0);
+                wrmsr(MSR_XSS, 0);
             }
             insn::vmsave(self.host_vmcb());
             insn::vmload(vcpu.vmcb_pa());
@@ -166,16 +180,16 @@ impl Cpu {
             insn::vmsave(vcpu.vmcb_pa());
             insn::vmload(self.host_vmcb());
             if self.xss != 0 {
-                insn::wrmsr(MSR_XSS, self.xss);
+                wrmsr(MSR_XSS, self.xss);
             }
             if self.has_tsc_aux && vcpu.tsc_aux != self.tsc_aux {
-                insn::wrmsr(MSR_TSC_AUX, u64::from(self.tsc_aux));
+                wrmsr(MSR_TSC_AUX, u64::from(self.tsc_aux));
             }
             extended.leave(&self.extended, &mut vcpu.extended, &mut vcpu.xcr0);
             if self.dr7 & DR7_ENABLES != 0 || vcpu.debug_active() {
                 load_debug_addresses(&self.debug_addresses);
-                insn::write_dr6(self.dr6);
-                insn::write_dr7(self.dr7);
+                write_dr6(self.dr6);
+                write_dr7(self.dr7);
             }
         }
         vcpu.set_loaded(false);
@@ -187,9 +201,9 @@ impl Cpu {
 unsafe fn load_debug_addresses(addresses: &[u64; 4]) {
     // SAFETY: by the caller.
     unsafe {
-        insn::write_dr0(addresses[0]);
-        insn::write_dr1(addresses[1]);
-        insn::write_dr2(addresses[2]);
-        insn::write_dr3(addresses[3]);
+        write_dr0(addresses[0]);
+        write_dr1(addresses[1]);
+        write_dr2(addresses[2]);
+        write_dr3(addresses[3]);
     }
 }

@@ -1,9 +1,8 @@
 //! What the CPU offers (APM vol. 2, 15.4 and vol. 3, appendix E.4.9), and why it may not.
 
 use covisor_abi::EngineStatus;
-
-use crate::instructions::rdmsr;
-use crate::instructions::read_cr4;
+use covisor_core::instructions::rdmsr;
+use covisor_core::instructions::read_cr4;
 
 /// `EFER`.
 pub(crate) const MSR_EFER: u32 = 0xc000_0080;

@@ -23,9 +23,10 @@ use core::mem::offset_of;
 use covisor_abi::KillReason;
 use covisor_core::engine::ExitHandler;
 use covisor_core::engine::Next;
-
 use covisor_core::engine::Vcpu;
 use covisor_core::exit::Exit;
+use covisor_core::instructions::fill_return_stack;
+use covisor_core::instructions::raise_machine_check;
 use covisor_core::registers::Gprs;
 
 use crate::Cpu;
@@ -69,12 +70,12 @@ pub(crate) unsafe fn run<X: ExitHandler<Svm>>(svm: &Svm, cpu: &mut Cpu, vcpu: &m
         enter_loop(vcpu, handler);
         insn::cli();
         if !svm.features.return_stack_isolated {
-            insn::fill_return_stack();
+            fill_return_stack();
         }
         cpu.unload(&svm.extended, vcpu);
         insn::stgi();
         if vcpu.vmcb().control.exit_code == exit_code::EXCEPTION_MC {
-            insn::raise_machine_check();
+            raise_machine_check();
         }
     }
 }

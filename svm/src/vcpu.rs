@@ -9,6 +9,7 @@ use covisor_core::exit::Injection;
 use covisor_core::host::Block;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
+use covisor_core::instructions::wrmsr;
 use covisor_core::registers::Gprs;
 use covisor_core::registers::SegmentName;
 use covisor_core::registers::attributes;
@@ -491,7 +492,7 @@ impl Vcpu for SvmVcpu {
         self.tsc_aux = value;
         if self.loaded {
             // SAFETY: core offers TSC_AUX only where the CPU has it, and the host's value is loaded again with the host.
-            unsafe { insn::wrmsr(MSR_TSC_AUX, u64::from(value)) };
+            unsafe { wrmsr(MSR_TSC_AUX, u64::from(value)) };
         }
     }
 

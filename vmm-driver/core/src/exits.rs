@@ -32,6 +32,7 @@ use crate::exit::Injection;
 use crate::exit::MemoryAccess;
 use crate::exit::PortAccess;
 use crate::host::Host;
+use crate::instructions::wrmsr;
 use crate::msr;
 use crate::msr::Action;
 use crate::msr::GuestMsrs;
@@ -62,10 +63,8 @@ pub(crate) enum Leave {
 /// # Safety
 /// Ring 0, on a CPU that has it.
 unsafe fn prediction_barrier() {
-    // SAFETY: by the caller.
-    unsafe {
-        core::arch::asm!("wrmsr", in("ecx") msr::index::PRED_CMD, in("eax") msr::PRED_CMD_IBPB, in("edx") 0, options(nostack));
-    }
+    // SAFETY: by the caller; the command changes no value.
+    unsafe { wrmsr(msr::index::PRED_CMD, msr::PRED_CMD_IBPB) };
 }
 
 /// Answers exits of one vCPU.

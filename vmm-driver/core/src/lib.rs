@@ -15,6 +15,7 @@
 //! | `emulate`, `paging` | instructions that the CPU could not finish, and the guest's page tables |
 //! | `apic`, `pvclock`, `doorbell` | interrupts, time, events to the loader |
 //! | `xstate`, `registers` | extended state, names of registers |
+//! | `instructions` | privileged instructions that engines share |
 #![cfg_attr(not(any(test, feature = "test-support")), no_std)]
 
 extern crate alloc;
@@ -29,6 +30,7 @@ mod engine_slot;
 pub mod exit;
 mod exits;
 pub mod host;
+pub mod instructions;
 pub mod memory;
 pub mod msr;
 pub mod paging;

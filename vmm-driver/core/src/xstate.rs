@@ -8,6 +8,8 @@ use core::arch::asm;
 use crate::host::Block;
 use crate::host::Host;
 use crate::host::OutOfMemory;
+use crate::instructions::read_cr0;
+use crate::instructions::read_cr4;
 use crate::registers::Cr0;
 
 /// How this CPU saves extended state.
@@ -61,10 +63,8 @@ impl ExtendedState {
     /// In ring 0.
     #[must_use]
     pub unsafe fn new() -> Self {
-        let cr4: u64;
-        // SAFETY: ring 0; reads a register.
-        unsafe { asm!("mov {}, cr4", out(reg) cr4, options(nomem, nostack, preserves_flags)) };
-        if cr4 & CR4_OSXSAVE == 0 {
+        // SAFETY: ring 0.
+        if unsafe { read_cr4() } & CR4_OSXSAVE == 0 {
             return Self { method: Method::Fxsave, host_xcr0: 3, size: FXSAVE_SIZE };
         }
         // SAFETY: OSXSAVE is set, so XGETBV works.
@@ -222,11 +222,9 @@ pub unsafe fn write_xcr0(value: u64) {
 /// # Safety
 /// Ring 0.
 unsafe fn clear_ts() -> bool {
-    let cr0: u64;
     // SAFETY: by the caller; CLTS only lets extended state be used.
     unsafe {
-        asm!("mov {}, cr0", out(reg) cr0, options(nomem, nostack, preserves_flags));
-        let set = cr0 & Cr0::CR0_TASK_SWITCHED.bits() as u64 != 0;
+        let set = read_cr0() & Cr0::CR0_TASK_SWITCHED.bits() as u64 != 0;
         if set {
             asm!("clts", options(nomem, nostack, preserves_flags));
         }
