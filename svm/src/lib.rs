@@ -8,7 +8,7 @@
 //! | `intercept.rs`, `permission.rs` | what makes the guest exit |
 //! | `exit_code.rs`, `exits.rs` | why it exited |
 //! | `event.rs` | interrupts and exceptions on their way in |
-//! | `npt.rs` | nested page tables |
+//! | `npt.rs` | nested page tables' entries |
 //! | `asid.rs` | address space identifiers |
 //! | `cpu.rs` | one physical CPU: on, off, the host's state |
 //! | `vcpu.rs` | one vCPU's registers |
@@ -42,6 +42,7 @@ use covisor_core::xstate::ExtendedState;
 pub use crate::cpu::Cpu;
 use crate::features::Features;
 use crate::npt::NestedTables;
+use crate::npt::Npt;
 use crate::permission::PermissionMaps;
 pub use crate::vcpu::SvmVcpu;
 
@@ -102,7 +103,9 @@ impl Engine for Svm {
     }
 
     fn vm_new<H: Host>(&self) -> Result<Vm, OutOfMemory> {
-        Ok(Vm { tables: NestedTables::new::<H>(self.features.paging_levels, self.features.encryption_bit)? })
+        let format = Npt { encrypt: self.features.encryption_bit };
+        // As many levels as the host's own tables have, for VMRUN takes the mode from there (15.25.3).
+        Ok(Vm { tables: NestedTables::new::<H>(format, self.features.paging_levels)? })
     }
 
     fn vm_drop<H: Host>(&self, vm: Vm) {

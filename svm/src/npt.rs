@@ -1,11 +1,6 @@
-//! Nested page tables (APM vol. 2, 15.25): which host page is behind a guest-physical address.
+//! Nested page tables' entries (APM vol. 2, 15.25): those of ordinary page tables in long mode.
 
-use alloc::vec::Vec;
-
-use covisor_core::host::Block;
-use covisor_core::host::Host;
-use covisor_core::host::ORDER_2M;
-use covisor_core::host::OutOfMemory;
+use covisor_core::nested::Format;
 
 /// Present.
 const PRESENT: u64 = 1 << 0;
@@ -20,70 +15,48 @@ const LARGE: u64 = 1 << 7;
 /// Physical address in an entry.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// The tables of one VM.
-#[derive(Debug)]
-pub(crate) struct NestedTables {
-    /// All table pages; the first is the root.
-    tables: Vec<Block>,
-    levels: u32,
+/// The format of entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Npt {
     /// The encryption bit of host-physical addresses, where the host encrypts its memory.
-    encrypt: u64,
+    pub(crate) encrypt: u64,
 }
 
-impl NestedTables {
-    /// Empty tables, with as many levels as the host's own, for VMRUN takes the mode from there (15.25.3).
-    pub(crate) fn new<H: Host>(levels: u32, encrypt: u64) -> Result<Self, OutOfMemory> {
-        let mut tables = Self { tables: Vec::new(), levels, encrypt };
-        tables.allocate::<H>()?;
-        Ok(tables)
+/// The tables of one VM.
+pub(crate) type NestedTables = covisor_core::nested::NestedTables<Npt>;
+
+impl Format for Npt {
+    fn table(&self, phys: u64) -> u64 {
+        phys | self.encrypt | PRESENT | WRITABLE | USER | ACCESSED_DIRTY
     }
 
-    fn allocate<H: Host>(&mut self) -> Result<Block, OutOfMemory> {
-        self.tables.try_reserve(1).map_err(|_| OutOfMemory)?;
-        let block = H::alloc_block(0).ok_or(OutOfMemory)?;
-        self.tables.push(block);
-        Ok(block)
+    fn leaf(&self, phys: u64, large: bool) -> u64 {
+        self.table(phys) | if large { LARGE } else { 0 }
     }
 
-    /// Physical address of the root, as nested CR3 takes it.
-    pub(crate) fn root(&self) -> u64 {
-        self.tables.first().map_or(0, |root| root.phys) | self.encrypt
-    }
-
-    /// Maps a block of 2^`order` pages, order 0 or [`ORDER_2M`].
-    pub(crate) fn map<H: Host>(&mut self, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
-        if order == ORDER_2M {
-            return self.map_leaf::<H>(gpa, phys, 2);
-        }
-        (0..1_u64 << order).try_for_each(|page| self.map_leaf::<H>(gpa + page * 4096, phys + page * 4096, 1))
-    }
-
-    fn map_leaf<H: Host>(&mut self, gpa: u64, phys: u64, leaf: u32) -> Result<(), OutOfMemory> {
-        let mut table = *self.tables.first().ok_or(OutOfMemory)?;
-        for level in (leaf + 1..=self.levels).rev() {
-            let entry = entry(table, gpa, level);
-            if *entry & PRESENT == 0 {
-                *entry = self.allocate::<H>()?.phys | self.encrypt | PRESENT | WRITABLE | USER | ACCESSED_DIRTY;
-            }
-            let next = *entry & ADDRESS & !self.encrypt;
-            table = *self.tables.iter().rev().find(|block| block.phys == next).ok_or(OutOfMemory)?;
-        }
-        let large = if leaf == 2 { LARGE } else { 0 };
-        *entry(table, gpa, leaf) = phys | self.encrypt | large | PRESENT | WRITABLE | USER | ACCESSED_DIRTY;
-        Ok(())
-    }
-
-    pub(crate) fn free<H: Host>(self) {
-        for block in self.tables {
-            // SAFETY: allocated in allocate(), and no VMCB names the tables any more.
-            unsafe { H::free_block(block) };
-        }
+    fn next(&self, entry: u64) -> Option<u64> {
+        (entry & PRESENT != 0).then_some(entry & ADDRESS & !self.encrypt)
     }
 }
 
-/// The entry for `gpa` in a table of `level` (1 is the lowest).
-fn entry<'a>(table: Block, gpa: u64, level: u32) -> &'a mut u64 {
-    let index = (gpa >> (12 + 9 * (level - 1)) & 0x1ff) as usize;
-    // SAFETY: a table is a page of 512 entries, owned by the NestedTables whose &mut self the caller holds.
-    unsafe { &mut *table.virt.cast::<u64>().as_ptr().add(index) }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_entries_have_the_manuals_format() {
+        let plain = Npt { encrypt: 0 };
+        assert_eq!(plain.table(0x1234_5000), 0x1234_5067);
+        assert_eq!(plain.leaf(0x1234_5000, false), 0x1234_5067);
+        assert_eq!(plain.leaf(0x1220_0000, true), 0x1220_00e7);
+        assert_eq!((plain.next(0), plain.next(0x1234_5067)), (None, Some(0x1234_5000)));
+    }
+
+    #[test]
+    fn test_the_encryption_bit_is_in_every_entry_and_in_no_address() {
+        let encrypting = Npt { encrypt: 1 << 47 };
+        assert_eq!(encrypting.leaf(0x5000, false), 1 << 47 | 0x5067);
+        assert_eq!(encrypting.next(encrypting.table(0x5000)), Some(0x5000));
+        assert_eq!(encrypting.next(encrypting.table(1 << 47 | 0x5000)), Some(0x5000), "the host's address has it too");
+    }
 }

@@ -155,7 +155,7 @@ impl SvmVcpu {
         vmcb.control.tsc_offset = tsc_offset;
         vmcb.control.virtual_interrupt = VirtualInterrupt::MASKING;
         vmcb.control.nested_enable = NESTED_PAGING_ENABLE;
-        vmcb.control.nested_cr3 = tables.root();
+        vmcb.control.nested_cr3 = tables.root() | encrypt;
         reset(&mut vmcb.save);
         vcpu.gprs.rdx = u64::from(core::arch::x86_64::__cpuid(1).eax);
         Ok(vcpu)

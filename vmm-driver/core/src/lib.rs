@@ -16,6 +16,7 @@
 //! | `apic`, `pvclock`, `doorbell` | interrupts, time, events to the loader |
 //! | `xstate`, `registers` | extended state, names of registers |
 //! | `instructions` | privileged instructions that engines share |
+//! | `nested` | nested page tables, whatever their entries look like |
 #![cfg_attr(not(any(test, feature = "test-support")), no_std)]
 
 extern crate alloc;
@@ -33,6 +34,7 @@ pub mod host;
 pub mod instructions;
 pub mod memory;
 pub mod msr;
+pub mod nested;
 pub mod paging;
 pub mod policy;
 pub mod pvclock;
