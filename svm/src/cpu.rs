@@ -18,10 +18,10 @@ use covisor_core::instructions::write_dr3;
 use covisor_core::instructions::write_dr6;
 use covisor_core::instructions::write_dr7;
 use covisor_core::instructions::wrmsr;
+use covisor_core::tlb_tag::Tags;
 use covisor_core::xstate::Area;
 use covisor_core::xstate::ExtendedState;
 
-use crate::asid::Asids;
 use crate::features::EFER_SVME;
 use crate::features::Features;
 use crate::features::MSR_EFER;
@@ -48,7 +48,7 @@ pub struct Cpu {
     host_vmcb: Block,
     /// The host's extended state.
     extended: Area,
-    pub(crate) asids: Asids,
+    pub(crate) asids: Tags,
     encryption_bit: u64,
     /// Values of the host, which it does not change while it runs.
     host_save_pa: u64,
@@ -78,7 +78,7 @@ impl Cpu {
             save_area,
             host_vmcb,
             extended,
-            asids: Asids::new(0),
+            asids: Tags::new(0),
             encryption_bit: 0,
             host_save_pa: 0,
             tsc_aux: 0,
@@ -106,7 +106,7 @@ impl Cpu {
             EngineStatus::Usable => {}
             other => return Err(other),
         }
-        self.asids = Asids::new(features.asids);
+        self.asids = Tags::new(features.asids);
         self.encryption_bit = features.encryption_bit;
         self.has_tsc_aux = features.tsc_aux;
         // SAFETY: the CPU has SVM, usable; the MSRs exist as the features say.

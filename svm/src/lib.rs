@@ -9,7 +9,6 @@
 //! | `exit_code.rs`, `exits.rs` | why it exited |
 //! | `event.rs` | interrupts and exceptions on their way in |
 //! | `npt.rs` | nested page tables' entries |
-//! | `asid.rs` | address space identifiers |
 //! | `cpu.rs` | one physical CPU: on, off, the host's state |
 //! | `vcpu.rs` | one vCPU's registers |
 //! | `switch.rs` | the way in and out |
@@ -17,7 +16,6 @@
 
 extern crate alloc;
 
-mod asid;
 mod cpu;
 mod event;
 mod exit_code;

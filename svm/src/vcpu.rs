@@ -13,10 +13,10 @@ use covisor_core::instructions::wrmsr;
 use covisor_core::registers::Gprs;
 use covisor_core::registers::SegmentName;
 use covisor_core::registers::attributes;
+use covisor_core::tlb_tag::Assigned;
 use covisor_core::xstate::Area;
 use covisor_core::xstate::ExtendedState;
 
-use crate::asid::Assigned;
 use crate::cpu::MSR_TSC_AUX;
 use crate::event;
 use crate::exit_code;
@@ -239,7 +239,7 @@ impl SvmVcpu {
     pub(crate) fn set_asid(&mut self, assigned: Assigned, flush: bool) {
         self.assigned = assigned;
         let vmcb = self.change(Clean::ASID);
-        vmcb.control.asid = assigned.asid;
+        vmcb.control.asid = assigned.tag;
         vmcb.control.tlb_control = if flush { TlbControl::FlushAll } else { TlbControl::Keep };
     }
 

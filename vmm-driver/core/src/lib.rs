@@ -17,6 +17,7 @@
 //! | `xstate`, `registers` | extended state, names of registers |
 //! | `instructions` | privileged instructions that engines share |
 //! | `nested` | nested page tables, whatever their entries look like |
+//! | `tlb_tag` | the TLB's names for guests |
 #![cfg_attr(not(any(test, feature = "test-support")), no_std)]
 
 extern crate alloc;
@@ -44,6 +45,7 @@ mod run;
 mod state;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
+pub mod tlb_tag;
 mod vcpu;
 mod vm;
 pub mod xstate;
