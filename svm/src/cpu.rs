@@ -106,7 +106,7 @@ impl Cpu {
             EngineStatus::Usable => {}
             other => return Err(other),
         }
-        self.asids = Tags::new(features.asids);
+        self.asids.restart(features.asids);
         self.encryption_bit = features.encryption_bit;
         self.has_tsc_aux = features.tsc_aux;
         // SAFETY: the CPU has SVM, usable; the MSRs exist as the features say.

@@ -32,6 +32,15 @@ impl Tags {
         Self { next: count, count, generation: 0 }
     }
 
+    /// None of the tags that were given out holds any more, and the next one comes with a flush: the extension is switched
+    /// on (again, where the machine slept while VMs existed), and what is in the TLB is not known. A new value would not do,
+    /// for its generations are the old one's over again.
+    pub const fn restart(&mut self, count: u32) {
+        self.generation += 1;
+        self.next = count;
+        self.count = count;
+    }
+
     /// Whether `assigned` may be used on this CPU still.
     #[inline]
     #[must_use]
@@ -76,6 +85,17 @@ mod tests {
         assert_eq!((again.tag, flush), (1, true));
         assert!(!tags.holds(&first), "a tag of before the flush does not hold");
         assert!(tags.holds(&again));
+    }
+
+    #[test]
+    fn test_attack_tag_of_before_a_restart_shared_with_another_vcpu() {
+        let mut tags = Tags::new(4);
+        let (old, _) = tags.assign();
+        tags.restart(4);
+        assert!(!tags.holds(&old), "the TLB may hold anything");
+        let (new, flush) = tags.assign();
+        assert_eq!((new.tag, flush), (old.tag, true));
+        assert!(tags.holds(&new) && !tags.holds(&old), "the same number is another vCPU's now");
     }
 
     #[test]
