@@ -7,7 +7,6 @@
 //! | `vmcb.rs` | the control block |
 //! | `intercept.rs`, `permission.rs` | what makes the guest exit |
 //! | `exit_code.rs`, `exits.rs` | why it exited |
-//! | `event.rs` | interrupts and exceptions on their way in |
 //! | `npt.rs` | nested page tables' entries |
 //! | `cpu.rs` | one physical CPU: on, off, the host's state |
 //! | `vcpu.rs` | one vCPU's registers |
@@ -17,7 +16,6 @@
 extern crate alloc;
 
 mod cpu;
-mod event;
 mod exit_code;
 mod exits;
 mod features;

@@ -20,11 +20,10 @@
 use core::arch::asm;
 use core::mem::offset_of;
 
-use covisor_abi::KillReason;
+use covisor_core::delivery::Event;
 use covisor_core::engine::ExitHandler;
 use covisor_core::engine::Next;
 use covisor_core::engine::Vcpu;
-use covisor_core::exit::Exit;
 use covisor_core::instructions::fill_return_stack;
 use covisor_core::instructions::raise_machine_check;
 use covisor_core::registers::Gprs;
@@ -32,15 +31,11 @@ use covisor_core::registers::Gprs;
 use crate::Cpu;
 use crate::Svm;
 use crate::SvmVcpu;
-use crate::event;
 use crate::exit_code;
 use crate::exits;
 use crate::instructions as insn;
 use crate::vmcb::Clean;
 use crate::vmcb::TlbControl;
-
-/// Deliveries in a row that may be interrupted by an exception before the guest is ended.
-const MAX_FAILED_DELIVERIES: u32 = 1000;
 
 /// What the loop hands to [`on_exit`].
 struct Context<'a, X> {
@@ -187,7 +182,7 @@ extern "sysv64" fn on_exit<X: ExitHandler<Svm>>(context: &mut Context<'_, X>) ->
     let vmcb = vcpu.vmcb_mut();
     let (rax, rsp) = (vmcb.save.rax, vmcb.save.rsp);
     let interrupted = vmcb.control.exit_interrupt_info;
-    vmcb.control.event_injection = 0;
+    vmcb.control.event_injection = Event::NONE;
     vmcb.control.clean = Clean::all();
     vmcb.control.tlb_control = TlbControl::Keep;
     vcpu.gprs_mut().rax = rax;
@@ -195,43 +190,26 @@ extern "sysv64" fn on_exit<X: ExitHandler<Svm>>(context: &mut Context<'_, X>) ->
     if vcpu.track_nmi() {
         return Next::Resume as u32;
     }
-    if event::is_valid(interrupted) {
+    if interrupted.is_valid() {
         return on_interrupted_delivery(context, interrupted);
     }
-    vcpu.failed_deliveries = 0;
+    vcpu.deliveries.succeeded();
     let exit = exits::decode(&vcpu.vmcb().control);
     let next = context.handler.on_exit(vcpu, exit);
     store_rax_rsp(vcpu);
     next as u32
 }
 
-/// As [`on_exit`], when the exit interrupted a delivery.
+/// As [`on_exit`], when the exit interrupted a delivery (APM vol. 2, 15.7.2).
 #[cold]
 #[inline(never)]
-fn on_interrupted_delivery<X: ExitHandler<Svm>>(context: &mut Context<'_, X>, interrupted: u64) -> u32 {
+fn on_interrupted_delivery<X: ExitHandler<Svm>>(context: &mut Context<'_, X>, interrupted: Event) -> u32 {
     // SAFETY: as in on_exit(), which does not use its reference any more.
     let vcpu = unsafe { &mut *context.vcpu };
     let exit = exits::decode(&vcpu.vmcb().control);
-    let exit = interrupted_delivery(vcpu, interrupted, exit);
+    let (exit, again) = vcpu.deliveries.interrupted(interrupted, exit);
+    vcpu.vmcb_mut().control.event_injection = again.unwrap_or_default();
     let next = context.handler.on_exit(vcpu, exit);
     store_rax_rsp(vcpu);
     next as u32
-}
-
-/// An exit came while an event was delivered: the event is delivered again, or gives way to the exception that its
-/// delivery raised (APM vol. 2, 15.7.2).
-fn interrupted_delivery(vcpu: &mut SvmVcpu, interrupted: u64, exit: Exit) -> Exit {
-    if let Exit::Exception(exception) = exit {
-        vcpu.failed_deliveries += 1;
-        if vcpu.failed_deliveries > MAX_FAILED_DELIVERIES {
-            return Exit::Kill(KillReason::FaultLoop, u64::from(exception.vector));
-        }
-        if event::is_exception(interrupted) {
-            return exit;
-        }
-        vcpu.vmcb_mut().control.event_injection = event::reinjection(interrupted);
-        return Exit::HostInterrupt;
-    }
-    vcpu.vmcb_mut().control.event_injection = event::reinjection(interrupted);
-    exit
 }

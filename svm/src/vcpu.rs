@@ -4,6 +4,8 @@ use core::cell::Cell;
 
 use covisor_abi::Segment;
 use covisor_abi::Table;
+use covisor_core::delivery::Deliveries;
+use covisor_core::delivery::Event;
 use covisor_core::engine::Vcpu;
 use covisor_core::exit::Injection;
 use covisor_core::host::Block;
@@ -18,7 +20,6 @@ use covisor_core::xstate::Area;
 use covisor_core::xstate::ExtendedState;
 
 use crate::cpu::MSR_TSC_AUX;
-use crate::event;
 use crate::exit_code;
 use crate::features::EFER_SVME;
 use crate::features::Features;
@@ -72,8 +73,7 @@ pub struct SvmVcpu {
     pub(crate) tsc_aux: u32,
     pub(crate) debug_addresses: [u64; 4],
     pub(crate) assigned: Assigned,
-    /// Deliveries in a row that were interrupted by an exception: a guest that faults on its own handlers without end.
-    pub(crate) failed_deliveries: u32,
+    pub(crate) deliveries: Deliveries,
     nmi: NmiState,
     next_rip_save: bool,
     /// VMRUN does not take the interrupt shadow from the VMCB.
@@ -134,7 +134,7 @@ impl SvmVcpu {
             tsc_aux: 0,
             debug_addresses: [0; 4],
             assigned: Assigned::default(),
-            failed_deliveries: 0,
+            deliveries: Deliveries::default(),
             nmi: NmiState::Open,
             next_rip_save: features.next_rip_save,
             forgets_shadow: features.emulated_by_qemu,
@@ -578,12 +578,12 @@ impl Vcpu for SvmVcpu {
             self.nmi = NmiState::Blocked;
             self.change(Clean::INTERCEPTS).control.instructions1.insert(Instructions1::IRET);
         }
-        self.vmcb_mut().control.event_injection = event::encode(injection);
+        self.vmcb_mut().control.event_injection = Event::encode(injection);
     }
 
     #[inline]
     fn injection_waits(&self) -> bool {
-        event::is_valid(self.vmcb().control.event_injection)
+        self.vmcb().control.event_injection.is_valid()
     }
 
     fn want_interrupt_window(&mut self, class: Option<u8>) {

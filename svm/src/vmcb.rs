@@ -4,6 +4,7 @@ use core::mem::offset_of;
 use core::mem::size_of;
 
 use bitflags::bitflags;
+use covisor_core::delivery::Event;
 use static_assertions::const_assert_eq;
 
 use crate::intercept::ControlRegisters;
@@ -135,12 +136,12 @@ pub(crate) struct Control {
     /// 0x080.
     pub(crate) exit_info2: u64,
     /// 0x088: the event whose delivery the exit interrupted.
-    pub(crate) exit_interrupt_info: u64,
+    pub(crate) exit_interrupt_info: Event,
     /// 0x090.
     pub(crate) nested_enable: u64,
     reserved_098: [u8; 0xa8 - 0x98],
     /// 0x0a8: the event to deliver at entry.
-    pub(crate) event_injection: u64,
+    pub(crate) event_injection: Event,
     /// 0x0b0: nested page table root.
     pub(crate) nested_cr3: u64,
     /// 0x0b8: last branch records, virtual VMLOAD and VMSAVE: all off.
@@ -161,6 +162,7 @@ const_assert_eq!(offset_of!(Control, iopm_base), 0x40);
 const_assert_eq!(offset_of!(Control, asid), 0x58);
 const_assert_eq!(offset_of!(Control, virtual_interrupt), 0x60);
 const_assert_eq!(offset_of!(Control, exit_code), 0x70);
+const_assert_eq!(offset_of!(Control, exit_interrupt_info), 0x88);
 const_assert_eq!(offset_of!(Control, nested_enable), 0x90);
 const_assert_eq!(offset_of!(Control, event_injection), 0xa8);
 const_assert_eq!(offset_of!(Control, clean), 0xc0);

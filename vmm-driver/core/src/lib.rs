@@ -17,6 +17,7 @@
 //! | `xstate`, `registers` | extended state, names of registers |
 //! | `instructions` | privileged instructions that engines share |
 //! | `nested` | nested page tables, whatever their entries look like |
+//! | `delivery` | events on their way into the guest |
 //! | `tlb_tag` | the TLB's names for guests |
 #![cfg_attr(not(any(test, feature = "test-support")), no_std)]
 
@@ -24,6 +25,7 @@ extern crate alloc;
 
 pub mod apic;
 pub mod cpuid;
+pub mod delivery;
 pub mod device;
 mod doorbell;
 pub mod emulate;

@@ -1,0 +1,222 @@
+//! Events on their way into the guest: what is injected at entry, and what an exit interrupted.
+//!
+//! AMD-V and VT-x describe an event in the same word: EVENTINJ and EXITINTINFO (APM vol. 2, 15.20 and 15.7.2), the VM-entry
+//! interruption-information and the IDT-vectoring information (SDM vol. 3, 25.8.3 and 25.9.3). The error code is the upper
+//! half of AMD-V's field; VT-x has a field of its own for it.
+
+use covisor_abi::KillReason;
+
+use crate::exit::Exception;
+use crate::exit::Exit;
+use crate::exit::Injection;
+
+/// Bits 8 to 10: external interrupt.
+const TYPE_INTERRUPT: u32 = 0 << 8;
+/// NMI.
+const TYPE_NMI: u32 = 2 << 8;
+/// Hardware exception; AMD-V says so of what INT3 and INTO raise too.
+const TYPE_EXCEPTION: u32 = 3 << 8;
+/// INT n.
+const TYPE_SOFTWARE_INTERRUPT: u32 = 4 << 8;
+/// VT-x: INT1.
+const TYPE_PRIVILEGED_SOFTWARE_EXCEPTION: u32 = 5 << 8;
+/// VT-x: INT3 and INTO.
+const TYPE_SOFTWARE_EXCEPTION: u32 = 6 << 8;
+/// All bits of the type.
+const TYPE_MASK: u32 = 7 << 8;
+/// The error code is valid.
+const ERROR_VALID: u32 = 1 << 11;
+/// There is an event.
+const VALID: u32 = 1 << 31;
+/// #BP, raised by INT3.
+const BREAKPOINT: u32 = 3;
+/// #OF, raised by INTO.
+const OVERFLOW: u32 = 4;
+
+/// An event, or none. In memory it is AMD-V's field.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// Vector, type, and what is valid.
+    pub info: u32,
+    /// The error code, where `info` says that it is valid.
+    pub error: u32,
+}
+
+impl Event {
+    /// No event.
+    pub const NONE: Self = Self { info: 0, error: 0 };
+
+    /// The event for an injection.
+    #[inline]
+    #[must_use]
+    pub fn encode(injection: Injection) -> Self {
+        match injection {
+            Injection::Interrupt(vector) => Self { info: u32::from(vector) | TYPE_INTERRUPT | VALID, error: 0 },
+            Injection::Nmi => Self { info: 2 | TYPE_NMI | VALID, error: 0 },
+            Injection::Exception(Exception { vector, error_code }) => {
+                let error_valid = if error_code.is_some() { ERROR_VALID } else { 0 };
+                Self {
+                    info: u32::from(vector) | TYPE_EXCEPTION | VALID | error_valid,
+                    error: error_code.unwrap_or_default(),
+                }
+            }
+        }
+    }
+
+    /// Whether it is one.
+    #[inline]
+    #[must_use]
+    pub const fn is_valid(self) -> bool {
+        self.info & VALID != 0
+    }
+
+    /// Whether it is an exception, not an interrupt.
+    #[must_use]
+    pub const fn is_exception(self) -> bool {
+        self.is_valid()
+            && matches!(
+                self.info & TYPE_MASK,
+                TYPE_EXCEPTION | TYPE_SOFTWARE_EXCEPTION | TYPE_PRIVILEGED_SOFTWARE_EXCEPTION
+            )
+    }
+
+    /// What to inject again after an exit that interrupted the delivery. None of INT n, INT3, INTO and INT1: RIP still
+    /// points to them, so the guest executes them again.
+    #[must_use]
+    pub const fn reinjection(self) -> Option<Self> {
+        let vector = self.info & 0xff;
+        match self.info & TYPE_MASK {
+            _ if !self.is_valid() => None,
+            TYPE_SOFTWARE_INTERRUPT | TYPE_SOFTWARE_EXCEPTION | TYPE_PRIVILEGED_SOFTWARE_EXCEPTION => None,
+            TYPE_EXCEPTION if vector == BREAKPOINT || vector == OVERFLOW => None,
+            _ => Some(self),
+        }
+    }
+}
+
+/// Deliveries in a row that may be interrupted by an exception before the guest is ended.
+const MAX_FAILED_DELIVERIES: u32 = 1000;
+
+/// What became of a vCPU's deliveries: a guest that faults on its own handlers without end is told by it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Deliveries {
+    /// So many in a row were interrupted by an exception.
+    failed: u32,
+}
+
+impl Deliveries {
+    /// An exit came that interrupted no delivery.
+    #[inline]
+    pub const fn succeeded(&mut self) {
+        self.failed = 0;
+    }
+
+    /// `exit` came while `event` was delivered: what core is to hear, and what is to be injected again.
+    ///
+    /// The event is delivered again, or gives way to the exception that its delivery raised. That is one which the engine
+    /// intercepts, #DB or #AC, and both are benign: with them no exception makes a double fault (APM vol. 2, 8.2.9; SDM
+    /// vol. 3, table 6-5). Pairs that do are the CPU's own work, for it delivers the others by itself.
+    #[must_use]
+    pub fn interrupted(&mut self, event: Event, exit: Exit) -> (Exit, Option<Event>) {
+        let Exit::Exception(exception) = exit else { return (exit, event.reinjection()) };
+        self.failed += 1;
+        if self.failed > MAX_FAILED_DELIVERIES {
+            return (Exit::Kill(KillReason::FaultLoop, u64::from(exception.vector)), None);
+        }
+        if event.is_exception() {
+            return (exit, None);
+        }
+        // The interrupt was accepted and must not be lost; its delivery raises the exception again, if it was no accident.
+        (Exit::HostInterrupt, event.reinjection())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEBUG: Exit = Exit::Exception(Exception { vector: Exception::DEBUG, error_code: None });
+
+    fn interrupt() -> Event {
+        Event::encode(Injection::Interrupt(0x31))
+    }
+
+    fn page_fault() -> Event {
+        Event::encode(Injection::Exception(Exception::page_fault(7)))
+    }
+
+    fn of_type(vector: u32, kind: u32) -> Event {
+        Event { info: vector | kind | VALID, error: 0 }
+    }
+
+    #[test]
+    fn test_injections_have_the_manuals_format() {
+        assert_eq!(interrupt(), Event { info: 0x8000_0031, error: 0 });
+        assert_eq!(Event::encode(Injection::Nmi), Event { info: 0x8000_0202, error: 0 });
+        let undefined = Event::encode(Injection::Exception(Exception::INVALID_OPCODE));
+        assert_eq!(undefined, Event { info: 0x8000_0306, error: 0 });
+        assert_eq!(page_fault(), Event { info: 0x8000_0b0e, error: 7 });
+    }
+
+    #[test]
+    fn test_interrupted_deliveries_are_repeated_but_software_ones() {
+        for event in [interrupt(), page_fault(), Event::encode(Injection::Nmi)] {
+            assert_eq!(event.reinjection(), Some(event));
+        }
+        for event in [
+            Event { info: 0x31, error: 0 },
+            of_type(0x80, TYPE_SOFTWARE_INTERRUPT),
+            of_type(BREAKPOINT, TYPE_EXCEPTION),
+            of_type(OVERFLOW, TYPE_EXCEPTION),
+            of_type(BREAKPOINT, TYPE_SOFTWARE_EXCEPTION),
+            of_type(OVERFLOW, TYPE_SOFTWARE_EXCEPTION),
+            of_type(u32::from(Exception::DEBUG), TYPE_PRIVILEGED_SOFTWARE_EXCEPTION),
+        ] {
+            assert_eq!(event.reinjection(), None, "{event:x?}");
+        }
+    }
+
+    #[test]
+    fn test_exceptions_are_told_from_interrupts() {
+        for event in [page_fault(), of_type(3, TYPE_SOFTWARE_EXCEPTION), of_type(1, TYPE_PRIVILEGED_SOFTWARE_EXCEPTION)]
+        {
+            assert!(event.is_exception(), "{event:x?}");
+        }
+        let invalid = Event { info: page_fault().info & !VALID, error: 7 };
+        for event in
+            [interrupt(), Event::encode(Injection::Nmi), of_type(0x80, TYPE_SOFTWARE_INTERRUPT), Event::NONE, invalid]
+        {
+            assert!(!event.is_exception(), "{event:x?}");
+        }
+    }
+
+    #[test]
+    fn test_the_event_comes_again_after_an_exit_that_is_no_exception() {
+        let mut deliveries = Deliveries::default();
+        assert_eq!(deliveries.interrupted(interrupt(), Exit::HostInterrupt), (Exit::HostInterrupt, Some(interrupt())));
+        assert_eq!(deliveries.interrupted(page_fault(), Exit::Cpuid), (Exit::Cpuid, Some(page_fault())));
+        let software = of_type(0x80, TYPE_SOFTWARE_INTERRUPT);
+        assert_eq!(deliveries.interrupted(software, Exit::HostInterrupt), (Exit::HostInterrupt, None));
+    }
+
+    #[test]
+    fn test_an_exception_takes_the_place_of_an_exception_and_not_of_an_interrupt() {
+        let mut deliveries = Deliveries::default();
+        assert_eq!(deliveries.interrupted(page_fault(), DEBUG), (DEBUG, None));
+        assert_eq!(deliveries.interrupted(interrupt(), DEBUG), (Exit::HostInterrupt, Some(interrupt())));
+    }
+
+    #[test]
+    fn test_attack_exceptions_in_their_own_delivery_without_end() {
+        let event = Event::encode(Injection::Exception(Exception { vector: Exception::DEBUG, error_code: None }));
+        let mut deliveries = Deliveries::default();
+        for _ in 0..MAX_FAILED_DELIVERIES {
+            assert_eq!(deliveries.interrupted(event, DEBUG), (DEBUG, None));
+        }
+        let killed = (Exit::Kill(KillReason::FaultLoop, u64::from(Exception::DEBUG)), None);
+        assert_eq!(deliveries.interrupted(event, DEBUG), killed);
+        deliveries.succeeded();
+        assert_eq!(deliveries.interrupted(event, DEBUG), (DEBUG, None), "only a row of them counts");
+    }
+}
