@@ -3,17 +3,12 @@
 use covisor_abi::EngineStatus;
 use covisor_core::instructions::rdmsr;
 use covisor_core::instructions::read_cr4;
+use covisor_core::msr::index;
 
-/// `EFER`.
-pub(crate) const MSR_EFER: u32 = 0xc000_0080;
 /// EFER.SVME.
 pub(crate) const EFER_SVME: u64 = 1 << 12;
-/// `VM_CR` (15.30.1).
-const MSR_VM_CR: u32 = 0xc001_0114;
-/// VM_CR.SVMDIS: EFER.SVME cannot be set.
+/// VM_CR.SVMDIS (15.30.1): EFER.SVME cannot be set.
 const VM_CR_SVMDIS: u64 = 1 << 4;
-/// `SYSCFG`.
-const MSR_SYSCFG: u32 = 0xc001_0010;
 /// SYSCFG.SMEE: memory encryption is on.
 const SYSCFG_SMEE: u64 = 1 << 23;
 /// CR4.LA57.
@@ -66,7 +61,7 @@ impl Features {
         let encryption = extended_leaf(0x8000_001f);
         let has_encryption = encryption.eax & 1 != 0;
         // SAFETY: ring 0; a CPU with memory encryption has SYSCFG.
-        let (encrypts, cr4) = unsafe { (has_encryption && rdmsr(MSR_SYSCFG) & SYSCFG_SMEE != 0, read_cr4()) };
+        let (encrypts, cr4) = unsafe { (has_encryption && rdmsr(index::SYSCFG) & SYSCFG_SMEE != 0, read_cr4()) };
         Self {
             next_rip_save: svm.edx & 1 << 3 != 0,
             flush_by_asid: svm.edx & 1 << 6 != 0,
@@ -88,7 +83,7 @@ pub(crate) fn status() -> EngineStatus {
         return EngineStatus::CpuLacks;
     }
     // SAFETY: drivers run in ring 0, and a CPU with SVM has both MSRs.
-    let (vm_cr, efer) = unsafe { (rdmsr(MSR_VM_CR), rdmsr(MSR_EFER)) };
+    let (vm_cr, efer) = unsafe { (rdmsr(index::VM_CR), rdmsr(index::EFER)) };
     if vm_cr & VM_CR_SVMDIS != 0 {
         EngineStatus::DisabledByFirmware
     } else if efer & EFER_SVME != 0 {

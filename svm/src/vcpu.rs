@@ -4,6 +4,7 @@ use core::cell::Cell;
 
 use covisor_abi::Segment;
 use covisor_abi::Table;
+use covisor_core::debug_registers::DR7_ENABLES;
 use covisor_core::delivery::Deliveries;
 use covisor_core::delivery::Event;
 use covisor_core::engine::Vcpu;
@@ -12,14 +13,15 @@ use covisor_core::host::Block;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
 use covisor_core::instructions::wrmsr;
+use covisor_core::msr::index::TSC_AUX;
 use covisor_core::registers::Gprs;
 use covisor_core::registers::SegmentName;
 use covisor_core::registers::attributes;
+use covisor_core::reset::reset;
 use covisor_core::tlb_tag::Assigned;
 use covisor_core::xstate::Area;
 use covisor_core::xstate::ExtendedState;
 
-use crate::cpu::MSR_TSC_AUX;
 use crate::exit_code;
 use crate::features::EFER_SVME;
 use crate::features::Features;
@@ -36,17 +38,6 @@ use crate::vmcb::NESTED_PAGING_ENABLE;
 use crate::vmcb::TlbControl;
 use crate::vmcb::VirtualInterrupt;
 use crate::vmcb::Vmcb;
-
-/// `IA32_PAT` after reset.
-const PAT_RESET: u64 = 0x0007_0406_0007_0406;
-/// DR6 after reset.
-const DR6_RESET: u64 = 0xffff_0ff0;
-/// DR7 after reset.
-const DR7_RESET: u64 = 0x400;
-/// The enable bits of DR7.
-const DR7_ENABLES: u64 = 0xff;
-/// CR0 after reset: caches off, extension type.
-const CR0_RESET: u64 = 0x6000_0010;
 
 /// Whether the guest takes NMIs (APM vol. 2, 8.2.3: not between an NMI and its handler's IRET).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +121,7 @@ impl SvmVcpu {
             vmcb_pa: block.phys | encrypt,
             block,
             extended,
-            xcr0: 1,
+            xcr0: 0,
             tsc_aux: 0,
             debug_addresses: [0; 4],
             assigned: Assigned::default(),
@@ -156,8 +147,7 @@ impl SvmVcpu {
         vmcb.control.virtual_interrupt = VirtualInterrupt::MASKING;
         vmcb.control.nested_enable = NESTED_PAGING_ENABLE;
         vmcb.control.nested_cr3 = tables.root() | encrypt;
-        reset(&mut vmcb.save);
-        vcpu.gprs.rdx = u64::from(core::arch::x86_64::__cpuid(1).eax);
+        reset(&mut vcpu);
         Ok(vcpu)
     }
 
@@ -285,32 +275,6 @@ impl SvmVcpu {
 /// Whether VMLOAD and VMSAVE move the segment, not VMRUN and #VMEXIT.
 const fn is_loaded_apart(name: SegmentName) -> bool {
     matches!(name, SegmentName::Fs | SegmentName::Gs | SegmentName::Ldtr | SegmentName::Tr)
-}
-
-/// Registers after reset (APM vol. 2, 14.1.3).
-fn reset(save: &mut vmcb::Save) {
-    const DATA: u16 = 0x93;
-    const CODE: u16 = 0x9b;
-    const LDT: u16 = 0x82;
-    const TASK: u16 = 0x8b;
-    let segment = |attributes| vmcb::Segment { selector: 0, attributes, limit: 0xffff, base: 0 };
-    save.es = segment(DATA);
-    save.ss = segment(DATA);
-    save.ds = segment(DATA);
-    save.fs = segment(DATA);
-    save.gs = segment(DATA);
-    save.cs = vmcb::Segment { selector: 0xf000, base: 0xffff_0000, ..segment(CODE) };
-    save.ldtr = segment(LDT);
-    save.tr = segment(TASK);
-    save.gdtr = segment(0);
-    save.idtr = segment(0);
-    save.efer = EFER_SVME;
-    save.cr0 = CR0_RESET;
-    save.dr6 = DR6_RESET;
-    save.dr7 = DR7_RESET;
-    save.rflags = 2;
-    save.rip = 0xfff0;
-    save.pat = PAT_RESET;
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "limits of tables have 16 bits, the caller's Table says so")]
@@ -492,7 +456,7 @@ impl Vcpu for SvmVcpu {
         self.tsc_aux = value;
         if self.loaded {
             // SAFETY: core offers TSC_AUX only where the CPU has it, and the host's value is loaded again with the host.
-            unsafe { wrmsr(MSR_TSC_AUX, u64::from(value)) };
+            unsafe { wrmsr(TSC_AUX, u64::from(value)) };
         }
     }
 

@@ -18,6 +18,7 @@
 //! | `instructions` | privileged instructions that engines share |
 //! | `nested` | nested page tables, whatever their entries look like |
 //! | `delivery` | events on their way into the guest |
+//! | `host_registers`, `debug_registers`, `reset` | the host's registers put aside; registers after reset |
 //! | `tlb_tag` | the TLB's names for guests |
 #![cfg_attr(not(any(test, feature = "test-support")), no_std)]
 
@@ -25,6 +26,7 @@ extern crate alloc;
 
 pub mod apic;
 pub mod cpuid;
+pub mod debug_registers;
 pub mod delivery;
 pub mod device;
 mod doorbell;
@@ -34,6 +36,7 @@ mod engine_slot;
 pub mod exit;
 mod exits;
 pub mod host;
+pub mod host_registers;
 pub mod instructions;
 pub mod memory;
 pub mod msr;
@@ -43,6 +46,7 @@ pub mod policy;
 pub mod pvclock;
 mod rare_exits;
 pub mod registers;
+pub mod reset;
 mod run;
 mod state;
 #[cfg(any(test, feature = "test-support"))]

@@ -12,8 +12,7 @@ use crate::engine::Next;
 use crate::exit::Exit;
 use crate::host::Host;
 use crate::host::OutOfMemory;
-use crate::registers::Segment;
-use crate::registers::SegmentName;
+use crate::reset::reset;
 use crate::test_support::MockHost;
 use crate::test_support::TestVcpu;
 use crate::xstate::ExtendedState;
@@ -94,10 +93,8 @@ impl Engine for MockEngine {
     }
 
     fn vcpu_new<H: Host>(&self, _vm: &Vec<MockMapping>, tsc_offset: u64) -> Result<TestVcpu, OutOfMemory> {
-        let mut vcpu =
-            TestVcpu { tsc_offset, rflags: 2, rip: 0xfff0, cr0: 0x6000_0010, xcr0: 1, ..TestVcpu::default() };
-        vcpu.segments = [Segment { base: 0, limit: 0xffff, selector: 0, attributes: 0x93 }; 8];
-        vcpu.segments[SegmentName::Cs as usize].base = 0xffff_0000;
+        let mut vcpu = TestVcpu { tsc_offset, ..TestVcpu::default() };
+        reset(&mut vcpu);
         Ok(vcpu)
     }
 
