@@ -130,7 +130,7 @@ impl Cpu {
             insn::vmsave(vcpu.vmcb_pa());
             insn::vmload(self.host_vmcb());
             extended.leave(&self.extended, &mut vcpu.extended, &mut vcpu.xcr0);
-            self.host.leave(vcpu.debug_active(), vcpu.tsc_aux);
+            self.host.leave(vcpu.tsc_aux);
         }
         vcpu.set_loaded(false);
     }

@@ -24,6 +24,8 @@ pub struct HostRegisters {
     dr7: u64,
     dr6: u64,
     debug_addresses: [u64; 4],
+    /// DR0 to DR3 are the guest's. Whether that is needed may change while the guest runs; what was done does not.
+    debug_switched: bool,
 }
 
 impl HostRegisters {
@@ -55,7 +57,8 @@ impl HostRegisters {
         // SAFETY: by the caller; the MSRs are there.
         unsafe {
             self.dr7 = read_dr7();
-            if self.dr7 & DR7_ENABLES != 0 || guest_debug_active {
+            self.debug_switched = self.dr7 & DR7_ENABLES != 0 || guest_debug_active;
+            if self.debug_switched {
                 self.dr6 = read_dr6();
                 self.debug_addresses = read_debug_addresses();
                 write_dr7(DR7_RESET);
@@ -70,12 +73,12 @@ impl HostRegisters {
         }
     }
 
-    /// Loads the host's registers again. The arguments say what the guest has now.
+    /// Loads the host's registers again. `guest_tsc_aux` is what the guest has now.
     ///
     /// # Safety
     /// Ring 0; [`HostRegisters::enter`] came before on this CPU. DR7 enables nothing, as it is after an exit.
     #[inline]
-    pub unsafe fn leave(&mut self, guest_debug_active: bool, guest_tsc_aux: u32) {
+    pub unsafe fn leave(&mut self, guest_tsc_aux: u32) {
         // SAFETY: by the caller; the values are those that enter() and capture() found.
         unsafe {
             if self.xss != 0 {
@@ -84,7 +87,7 @@ impl HostRegisters {
             if self.has_tsc_aux && guest_tsc_aux != self.tsc_aux {
                 wrmsr(index::TSC_AUX, u64::from(self.tsc_aux));
             }
-            if self.dr7 & DR7_ENABLES != 0 || guest_debug_active {
+            if self.debug_switched {
                 write_debug_addresses(&self.debug_addresses);
                 write_dr6(self.dr6);
                 write_dr7(self.dr7);

@@ -71,6 +71,11 @@ impl<H: Host, E: Engine> Handler<'_, H, E> {
             Err(outcome) => return self.outcome(vcpu, outcome, Cause::Other),
         };
         let ControlAccess { operation, next_rip } = access;
+        // DR0 to DR3 are loaded at entry only, and only for a guest with breakpoints.
+        let next = match operation {
+            ControlOperation::Write { register: Register::Debug(_), .. } => Next::Leave,
+            _ => Next::Resume,
+        };
         let done = match operation {
             ControlOperation::StoreMachineStatus => return self.emulate(vcpu, Cause::Other, None),
             ControlOperation::ClearTaskSwitched => {
@@ -96,7 +101,7 @@ impl<H: Host, E: Engine> Handler<'_, H, E> {
         match done {
             Ok(()) => {
                 emulate::skip(vcpu, next_rip);
-                Next::Resume
+                next
             }
             Err(exception) => self.inject(vcpu, exception),
         }

@@ -1,5 +1,6 @@
 //! An engine without a CPU: its vCPUs are plain structs, and a test's script says what the guest does.
 
+use std::cell::Cell;
 use std::cell::RefCell;
 use std::fmt;
 
@@ -23,6 +24,7 @@ pub type Script = Box<dyn FnMut(&mut TestVcpu) -> Option<Exit>>;
 
 thread_local! {
     static SCRIPT: RefCell<Option<Script>> = const { RefCell::new(None) };
+    static ENTRIES: Cell<usize> = const { Cell::new(0) };
 }
 
 /// The engine. It says that it is the first one.
@@ -39,6 +41,12 @@ impl MockEngine {
     pub fn set_script(script: Script) {
         MockHost::set_signal(false);
         SCRIPT.set(Some(script));
+    }
+
+    /// How often the calling thread entered a guest from the host.
+    #[must_use]
+    pub fn entries() -> usize {
+        ENTRIES.get()
     }
 }
 
@@ -107,6 +115,7 @@ impl Engine for MockEngine {
         vcpu: &mut TestVcpu,
         handler: &mut X,
     ) {
+        ENTRIES.set(ENTRIES.get() + 1);
         let mut script = SCRIPT.take();
         loop {
             // The CPU has delivered it.
@@ -144,6 +153,7 @@ mod tests {
     use crate::device::Handle;
     use crate::device::entry;
     use crate::exit::PortAccess;
+    use crate::registers::SegmentName;
 
     fn call<T: IntoBytes + FromBytes + Immutable>(
         handle: &Handle<MockHost>,
@@ -155,7 +165,8 @@ mod tests {
         Ok(T::read_from_bytes(&buffer).expect("the structure's size"))
     }
 
-    fn machine() -> Box<Handle<MockHost>> {
+    /// A machine with 64 KiB of RAM, and where the RAM is.
+    fn machine_with_ram() -> (Box<Handle<MockHost>>, *mut u8) {
         let engine = entry::<MockHost, MockEngine>().expect("there is memory");
         let driver = Box::leak(Box::new(Driver::new(vec![engine]).expect("there is memory")));
         let handle = Handle::new(driver).expect("there is memory");
@@ -163,9 +174,15 @@ mod tests {
         call(&handle, Call::Handshake, greeting).expect("the versions are the same");
         call(&handle, Call::VmCreate, VmCreate { vcpus: 1, ..VmCreate::default() }).expect("the engine is there");
         let memory = MemoryAdd { size: 0x1_0000, ..MemoryAdd::default() };
-        call(&handle, Call::MemoryAdd, memory).expect("there is memory");
+        let memory = call(&handle, Call::MemoryAdd, memory).expect("there is memory");
         call(&handle, Call::VcpuCreate, VcpuCreate::default()).expect("it is the first");
-        handle
+        // The mock host's `map` is an address of this process.
+        let ram = usize::try_from(memory.map).expect("it is an address");
+        (handle, std::ptr::with_exposed_provenance_mut(ram))
+    }
+
+    fn machine() -> Box<Handle<MockHost>> {
+        machine_with_ram().0
     }
 
     #[test]
@@ -192,5 +209,35 @@ mod tests {
         // Only a signal ends the halt.
         let asleep = call(&handle, Call::Run, Run { data: 0x42, ..Run::default() });
         assert!(matches!(asleep, Err(CallError::Interrupted)));
+    }
+
+    /// Executes `code`, in real mode, which exits as an access to a control or debug register; returns how often the guest
+    /// was entered until it is behind that.
+    fn entries_for(code: &[u8]) -> usize {
+        let (handle, ram) = machine_with_ram();
+        // SAFETY: guest RAM, which nobody else uses now, has room for an instruction.
+        unsafe { ram.add(0x100).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
+        let end = 0x100 + code.len() as u64;
+        MockEngine::set_script(Box::new(move |vcpu| {
+            if vcpu.rip == end {
+                return None;
+            }
+            vcpu.segments[SegmentName::Cs as usize].base = 0;
+            vcpu.rip = 0x100;
+            Some(Exit::DebugRegister)
+        }));
+        let before = MockEngine::entries();
+        let ended = call(&handle, Call::Run, Run::default());
+        assert!(matches!(ended, Err(CallError::Interrupted)));
+        MockEngine::entries() - before
+    }
+
+    #[test]
+    fn test_a_breakpoint_is_loaded_before_the_guest_goes_on() {
+        for number in 0..8 {
+            let (write, read) = ([0x0f, 0x23, 0xc0 | number << 3], [0x0f, 0x21, 0xc0 | number << 3]);
+            assert_eq!(entries_for(&write), 2, "MOV to DR{number} leaves the guest: entry loads the registers");
+            assert_eq!(entries_for(&read), 1, "MOV from DR{number} does not");
+        }
     }
 }
