@@ -7,6 +7,9 @@
 use core::fmt::Debug;
 use core::ptr::NonNull;
 
+use crate::instructions::read_cr4;
+use crate::instructions::write_cr4;
+
 /// Zeroed pages, contiguous in host-physical memory and mapped in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
@@ -25,6 +28,9 @@ unsafe impl Sync for Block {}
 
 /// Order of a 2 MiB block.
 pub const ORDER_2M: u32 = 9;
+
+/// CR4.VMXE.
+const CR4_VMXE: u64 = 1 << 13;
 
 /// A wait was ended by a signal, a cancel or the end of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +83,10 @@ pub trait Host: Sized + Send + Sync + 'static {
     /// Runs `function(argument)` once on every CPU, with interrupts off, and returns when all have.
     fn on_each_cpu(function: fn(*const ()), argument: *const ());
 
+    /// Runs `function(argument)` once on that CPU, with interrupts off, and returns when it has; does nothing where the CPU
+    /// is off. Preemption may be off.
+    fn on_cpu(cpu: usize, function: fn(*const ()), argument: *const ());
+
     /// Number of CPUs that there can ever be; their numbers are below it.
     fn cpu_limit() -> usize;
 
@@ -101,6 +111,21 @@ pub trait Host: Sized + Send + Sync + 'static {
     fn interrupts_on() {
         // SAFETY: undoes interrupts_off().
         unsafe { core::arch::asm!("sti", options(nostack)) };
+    }
+
+    /// The limit of this CPU's task register is 0x67 now, the least that the CPU knows: a VM exit of VT-x leaves it so (SDM
+    /// vol. 3, 28.5.2). The host restores it before it needs more. Interrupts are off.
+    fn task_segment_cut();
+
+    /// Sets or clears this CPU's CR4.VMXE, which lets it take VT-x's instructions (SDM vol. 3, 24.7); a host that keeps a
+    /// record of CR4 has to know. The CPU has VT-x, and interrupts are off.
+    #[inline]
+    fn set_vmx_enable(on: bool) {
+        // SAFETY: drivers run in ring 0, a CPU with VT-x has the bit, and it changes nothing else.
+        unsafe {
+            let others = read_cr4() & !CR4_VMXE;
+            write_cr4(if on { others | CR4_VMXE } else { others });
+        }
     }
 
     /// Whether the host wants this CPU for another thread, or a signal waits for this one. Interrupts may be off.

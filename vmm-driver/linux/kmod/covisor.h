@@ -45,10 +45,13 @@ void covisor_host_pages_free(void *pages, unsigned int order);
 u64 covisor_host_memory_available(void);
 
 void covisor_host_on_each_cpu(const void *call);
+void covisor_host_on_cpu(u32 cpu, const void *call);
 u32 covisor_host_cpu_limit(void);
 u32 covisor_host_cpu(void);
 void covisor_host_preempt_off(void);
 void covisor_host_preempt_on(void);
+void covisor_host_task_segment_cut(void);	/* interrupts off */
+void covisor_host_set_vmx_enable(bool on);	/* interrupts off */
 bool covisor_host_must_yield(void);		/* any context */
 bool covisor_host_yield(void);
 void covisor_host_kick(u32 cpu);		/* any context */

@@ -20,6 +20,8 @@
 #include <linux/timekeeping.h>
 #include <linux/version.h>
 #include <trace/events/ipi.h>
+#include <asm/desc.h>
+#include <asm/tlbflush.h>
 #include <asm/tsc.h>
 
 #include "covisor.h"
@@ -82,6 +84,13 @@ void covisor_host_on_each_cpu(const void *call)
 	on_each_cpu(call_on_cpu, (void *)call, 1);
 }
 
+/* Where the CPU is offline the call is refused, which is what is wanted. */
+void covisor_host_on_cpu(u32 cpu, const void *call)
+{
+	if (cpu < nr_cpu_ids)
+		smp_call_function_single(cpu, call_on_cpu, (void *)call, 1);
+}
+
 u32 covisor_host_cpu_limit(void)
 {
 	return nr_cpu_ids;
@@ -100,6 +109,21 @@ void covisor_host_preempt_off(void)
 void covisor_host_preempt_on(void)
 {
 	preempt_enable();
+}
+
+/* The kernel loads the task register again before a task needs the I/O bitmap behind the limit. */
+void covisor_host_task_segment_cut(void)
+{
+	invalidate_tss_limit();
+}
+
+/* The kernel has a copy of CR4, which it writes back on other occasions. */
+void covisor_host_set_vmx_enable(bool on)
+{
+	if (on)
+		cr4_set_bits(X86_CR4_VMXE);
+	else
+		cr4_clear_bits(X86_CR4_VMXE);
 }
 
 /* Lazy preemption (6.13) has a second flag, which the kernel honours on its way to user space: RUN counts as that. */

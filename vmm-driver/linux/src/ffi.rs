@@ -31,10 +31,13 @@ unsafe extern "C" {
     pub(crate) safe fn covisor_host_memory_available() -> u64;
 
     pub(crate) fn covisor_host_on_each_cpu(call: *const c_void);
+    pub(crate) fn covisor_host_on_cpu(cpu: u32, call: *const c_void);
     pub(crate) safe fn covisor_host_cpu_limit() -> u32;
     pub(crate) safe fn covisor_host_cpu() -> u32;
     pub(crate) safe fn covisor_host_preempt_off();
     pub(crate) safe fn covisor_host_preempt_on();
+    pub(crate) safe fn covisor_host_task_segment_cut();
+    pub(crate) safe fn covisor_host_set_vmx_enable(on: bool);
     pub(crate) safe fn covisor_host_must_yield() -> bool;
     pub(crate) safe fn covisor_host_yield() -> bool;
     pub(crate) safe fn covisor_host_kick(cpu: u32);

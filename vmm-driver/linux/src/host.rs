@@ -69,7 +69,7 @@ impl Drop for Timer {
     }
 }
 
-/// A function for each CPU, and its argument.
+/// A function for CPUs, and its argument.
 struct CpuCall {
     function: fn(*const ()),
     argument: *const (),
@@ -78,10 +78,10 @@ struct CpuCall {
 /// Runs a [`CpuCall`] on one CPU, with interrupts off.
 ///
 /// # Safety
-/// `call` is what [`Linux::on_each_cpu`] gave to the shim, which it waits for.
+/// `call` is what [`Linux::on_each_cpu`] or [`Linux::on_cpu`] gave to the shim, which it waits for.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn covisor_call_on_cpu(call: *const c_void) {
-    // SAFETY: on_each_cpu() keeps it until all CPUs are done.
+    // SAFETY: who gave it keeps it until all CPUs are done.
     let call = unsafe { &*call.cast::<CpuCall>() };
     (call.function)(call.argument);
 }
@@ -138,6 +138,13 @@ impl Host for Linux {
         unsafe { ffi::covisor_host_on_each_cpu(from_ref(&call).cast()) };
     }
 
+    fn on_cpu(cpu: usize, function: fn(*const ()), argument: *const ()) {
+        let Ok(cpu) = u32::try_from(cpu) else { return };
+        let call = CpuCall { function, argument };
+        // SAFETY: `call` lives until the shim returns, which is when that CPU has run it.
+        unsafe { ffi::covisor_host_on_cpu(cpu, from_ref(&call).cast()) };
+    }
+
     fn cpu_limit() -> usize {
         cpu_number(ffi::covisor_host_cpu_limit())
     }
@@ -152,6 +159,14 @@ impl Host for Linux {
 
     fn preempt_on() {
         ffi::covisor_host_preempt_on();
+    }
+
+    fn task_segment_cut() {
+        ffi::covisor_host_task_segment_cut();
+    }
+
+    fn set_vmx_enable(on: bool) {
+        ffi::covisor_host_set_vmx_enable(on);
     }
 
     fn must_yield() -> bool {

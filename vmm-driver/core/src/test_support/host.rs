@@ -1,4 +1,5 @@
-//! A host in user mode: memory from the allocator, one CPU, and per thread a clock that only tests move.
+//! A host in user mode: memory from the allocator, two CPUs that a test is on by turns, and per thread a clock that only
+//! tests move.
 
 use std::alloc::Layout;
 use std::alloc::alloc_zeroed;
@@ -50,9 +51,13 @@ thread_local! {
     static SIGNAL: Cell<bool> = const { Cell::new(false) };
     static EVENTS: RefCell<HashMap<i64, Arc<AtomicU64>>> = RefCell::default();
     static BLOCKS: Cell<usize> = const { Cell::new(0) };
+    static CPU: Cell<usize> = const { Cell::new(0) };
 }
 
 impl MockHost {
+    /// CPUs that there are.
+    pub const CPUS: usize = 2;
+
     /// Moves the calling thread's clock and lets its timers expire.
     pub fn advance(ns: u64) {
         let now = CLOCK_NS.get() + ns;
@@ -64,6 +69,12 @@ impl MockHost {
                 (timer.callback.function)(timer.callback.argument);
             }
         }
+    }
+
+    /// Moves the calling thread to another CPU, below [`MockHost::CPUS`].
+    pub fn move_to(cpu: usize) {
+        assert!(cpu < Self::CPUS, "there is no CPU {cpu}");
+        CPU.set(cpu);
     }
 
     /// Whether a signal waits for the calling thread: then it is to yield, and does not sleep.
@@ -116,16 +127,31 @@ impl Host for MockHost {
     }
 
     fn on_each_cpu(function: fn(*const ()), argument: *const ()) {
+        for cpu in 0..Self::CPUS {
+            Self::on_cpu(cpu, function, argument);
+        }
+    }
+
+    fn on_cpu(cpu: usize, function: fn(*const ()), argument: *const ()) {
+        if cpu >= Self::CPUS {
+            return;
+        }
+        let here = CPU.replace(cpu);
         function(argument);
+        CPU.set(here);
     }
 
     fn cpu_limit() -> usize {
-        1
+        Self::CPUS
     }
 
     fn cpu() -> usize {
-        0
+        CPU.get()
     }
+
+    fn task_segment_cut() {}
+
+    fn set_vmx_enable(_on: bool) {}
 
     fn preempt_off() {}
 
