@@ -84,12 +84,12 @@ impl Engine for Svm {
         cpu.free::<H>();
     }
 
-    unsafe fn cpu_enable(&self, cpu: &mut Cpu) -> Result<(), EngineStatus> {
+    unsafe fn cpu_enable<H: Host>(&self, cpu: &mut Cpu, _number: usize) -> Result<(), EngineStatus> {
         // SAFETY: by the caller.
         unsafe { cpu.enable(&self.features) }
     }
 
-    unsafe fn cpu_disable(&self, cpu: &mut Cpu) {
+    unsafe fn cpu_disable<H: Host>(&self, cpu: &mut Cpu) {
         // SAFETY: by the caller.
         unsafe { cpu.disable() }
     }

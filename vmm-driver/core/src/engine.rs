@@ -36,6 +36,8 @@ pub trait ExitHandler<E: Engine> {
 pub trait Engine: Sized + Send + Sync + 'static {
     /// Its name.
     const KIND: EngineKind;
+    /// Leaving the guest cuts the task register's limit (see [`Host::task_segment_cut`]).
+    const CUTS_TASK_SEGMENT: bool = false;
     /// What one physical CPU needs while a VM exists (SVM: host save area, VMX: VMXON region).
     type Cpu: Send + Sync;
     /// What one VM needs: nested page tables, permission maps.
@@ -67,20 +69,20 @@ pub trait Engine: Sized + Send + Sync + 'static {
     /// Gives it back.
     fn cpu_drop<H: Host>(&self, cpu: Self::Cpu);
 
-    /// Switches the extension on, on the calling CPU.
+    /// Switches the extension on, on the calling CPU, whose number is `number`.
     ///
     /// # Errors
     /// The status that stands against it, [`EngineStatus::Taken`] above all.
     ///
     /// # Safety
-    /// Preemption is off, and the extension is not on by us on this CPU.
-    unsafe fn cpu_enable(&self, cpu: &mut Self::Cpu) -> Result<(), EngineStatus>;
+    /// Preemption and interrupts are off, and the extension is not on by us on this CPU.
+    unsafe fn cpu_enable<H: Host>(&self, cpu: &mut Self::Cpu, number: usize) -> Result<(), EngineStatus>;
 
-    /// Switches it off again.
+    /// Switches it off again. What this CPU keeps of vCPUs is given up before ([`Engine::give_up`]).
     ///
     /// # Safety
-    /// Preemption is off, [`Engine::cpu_enable`] succeeded on this CPU, and no vCPU is loaded on it.
-    unsafe fn cpu_disable(&self, cpu: &mut Self::Cpu);
+    /// Preemption and interrupts are off, [`Engine::cpu_enable`] succeeded on this CPU, and no vCPU is loaded on it.
+    unsafe fn cpu_disable<H: Host>(&self, cpu: &mut Self::Cpu);
 
     /// A VM without memory.
     ///
@@ -104,8 +106,21 @@ pub trait Engine: Sized + Send + Sync + 'static {
     /// [`OutOfMemory`].
     fn vcpu_new<H: Host>(&self, vm: &Self::Vm, tsc_offset: u64) -> Result<Self::Vcpu, OutOfMemory>;
 
-    /// Frees it.
+    /// Frees it; no CPU keeps a part of it ([`Engine::home`]).
     fn vcpu_drop<H: Host>(&self, vcpu: Self::Vcpu);
+
+    /// The CPU that keeps a part of the vCPU, which no other CPU can use before [`Engine::give_up`] (VMX: an active VMCS,
+    /// SDM vol. 3, 25.1).
+    #[inline]
+    fn home(_vcpu: &Self::Vcpu) -> Option<usize> {
+        None
+    }
+
+    /// Has the CPU write that part back. Nothing is to be done where it did so meanwhile, for [`Engine::cpu_disable`].
+    ///
+    /// # Safety
+    /// On the CPU that was the vCPU's home, interrupts off; `cpu` is its own, and enabled; the vCPU does not run.
+    unsafe fn give_up(&self, _cpu: &mut Self::Cpu, _vcpu: &Self::Vcpu) {}
 
     /// Enters the guest, and enters it again after each exit, until `handler` says [`Next::Leave`]. Returns with the
     /// host's state whole and interrupts off; interrupts that are pending for the host wait until they are on again.

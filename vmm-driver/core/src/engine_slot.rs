@@ -19,9 +19,15 @@ struct CpuSlot<E: Engine> {
     cpu: UnsafeCell<E::Cpu>,
 }
 
-// SAFETY: the cell is touched only on the CPU that it belongs to, with interrupts off (`enable_here`, `disable_here`,
+// SAFETY: the cell is touched only on the CPU that it belongs to, with interrupts off (`disable_here`, `give_up_here`,
 // `cpu_here`), or with &mut self.
 unsafe impl<E: Engine> Sync for CpuSlot<E> {}
+
+/// A vCPU for [`EngineSlot::give_up_callback`].
+struct GiveUp<'a, E: Engine> {
+    slot: &'a EngineSlot<E>,
+    vcpu: &'a E::Vcpu,
+}
 
 /// An engine and its physical CPUs.
 pub(crate) struct EngineSlot<E: Engine> {
@@ -111,7 +117,36 @@ impl<E: Engine> EngineSlot<E> {
         if slot.enabled.swap(false, Ordering::Relaxed) {
             // SAFETY: called on this CPU with interrupts off, so no vCPU is loaded here and nobody else has the cell; it was
             // enabled.
-            unsafe { self.engine.cpu_disable(&mut *slot.cpu.get()) };
+            unsafe { self.engine.cpu_disable::<H>(&mut *slot.cpu.get()) };
+        }
+    }
+
+    /// Has the vCPU's home, if it has one and that is not the CPU `except`, give up what it keeps of it. Preemption may be
+    /// off; interrupts are on.
+    #[inline]
+    pub(crate) fn give_up<H: Host>(&self, vcpu: &E::Vcpu, except: Option<usize>) {
+        if let Some(home) = E::home(vcpu)
+            && Some(home) != except
+        {
+            let argument = GiveUp { slot: self, vcpu };
+            H::on_cpu(home, Self::give_up_callback::<H>, core::ptr::from_ref(&argument).cast());
+        }
+    }
+
+    fn give_up_callback<H: Host>(argument: *const ()) {
+        // SAFETY: give_up() passed a reference to one, and waits for this; its caller owns the vCPU, which does not run.
+        let GiveUp { slot, vcpu } = unsafe { &*argument.cast::<GiveUp<'_, E>>() };
+        slot.give_up_here::<H>(vcpu);
+    }
+
+    /// Gives up what this CPU keeps of the vCPU. Interrupts are off.
+    fn give_up_here<H: Host>(&self, vcpu: &E::Vcpu) {
+        let Some(slot) = self.cpus.get(H::cpu()) else { return };
+        // Where the extension is off by now, all was given up before.
+        if slot.enabled.load(Ordering::Relaxed) {
+            // SAFETY: called on this CPU with interrupts off, so no vCPU is loaded here and nobody else has the cell; it is
+            // enabled.
+            unsafe { self.engine.give_up(&mut *slot.cpu.get(), vcpu) };
         }
     }
 
@@ -125,12 +160,13 @@ impl<E: Engine> EngineSlot<E> {
     #[inline]
     #[expect(clippy::mut_from_ref, reason = "the cell belongs to this CPU, see the safety contract")]
     pub(crate) unsafe fn cpu_here<H: Host>(&self) -> Result<&mut E::Cpu, EngineStatus> {
-        let slot = self.cpus.get(H::cpu()).ok_or(EngineStatus::CpuLacks)?;
+        let number = H::cpu();
+        let slot = self.cpus.get(number).ok_or(EngineStatus::CpuLacks)?;
         // SAFETY: by the caller.
         let cpu = unsafe { &mut *slot.cpu.get() };
         if !slot.enabled.load(Ordering::Relaxed) {
             // SAFETY: on the CPU, interrupts off, not enabled yet.
-            unsafe { self.engine.cpu_enable(cpu)? };
+            unsafe { self.engine.cpu_enable::<H>(cpu, number)? };
             slot.enabled.store(true, Ordering::Relaxed);
         }
         Ok(cpu)

@@ -185,7 +185,9 @@ fn enter<H: Host, E: Engine>(
 ) -> Result<Leave, CallError> {
     H::preempt_off();
     arm(shared, owned);
-    shared.enter(H::cpu());
+    let here = H::cpu();
+    vm.slot.give_up::<H>(&owned.engine, Some(here));
+    shared.enter(here);
     H::interrupts_off();
     // With interrupts off: what comes now makes the guest exit at once, so nothing is overlooked.
     let outcome = if H::must_yield() {
@@ -202,6 +204,9 @@ fn enter<H: Host, E: Engine>(
             handler.deliver(engine);
             // SAFETY: preemption and interrupts are off, the CPU is this one and enabled, the vCPU is this VM's and ours.
             unsafe { vm.slot.engine().run(cpu, engine_vm, engine, &mut handler) };
+            if E::CUTS_TASK_SEGMENT {
+                H::task_segment_cut();
+            }
             let Leave::Doorbell(index) = handler.leave else { return handler.leave };
             // The short way for what guests do most: the thread stays where it is.
             handler.leave = Leave::Again;

@@ -315,7 +315,9 @@ impl<H: Host, E: Engine> Drop for Vm<H, E> {
             for slot in parts.vcpus {
                 // The timer goes first, with `shared`; then nothing calls into the vCPU any more.
                 drop(slot.shared);
-                engine.vcpu_drop::<H>(slot.owned.into_inner().engine);
+                let vcpu = slot.owned.into_inner().engine;
+                self.slot.give_up::<H>(&vcpu, None);
+                engine.vcpu_drop::<H>(vcpu);
             }
             if let Some(vm) = parts.vm {
                 engine.vm_drop::<H>(vm);

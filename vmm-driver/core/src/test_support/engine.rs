@@ -1,4 +1,5 @@
-//! An engine without a CPU: its vCPUs are plain structs, and a test's script says what the guest does.
+//! An engine without a CPU: its vCPUs are plain structs, and a test's script says what the guest does. As with VT-x, the
+//! CPU that ran a vCPU last has to give it up before another one can.
 
 use std::cell::Cell;
 use std::cell::RefCell;
@@ -25,10 +26,18 @@ pub type Script = Box<dyn FnMut(&mut TestVcpu) -> Option<Exit>>;
 thread_local! {
     static SCRIPT: RefCell<Option<Script>> = const { RefCell::new(None) };
     static ENTRIES: Cell<usize> = const { Cell::new(0) };
+    /// The CPU that keeps the thread's vCPU.
+    static HOME: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 /// The engine. It says that it is the first one.
 pub struct MockEngine(ExtendedState);
+
+/// A CPU, with its number while the engine is on there.
+#[derive(Debug, Default)]
+pub struct MockCpu {
+    number: Option<usize>,
+}
 
 impl fmt::Debug for MockEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,7 +64,7 @@ pub type MockMapping = (u64, u64, u32);
 
 impl Engine for MockEngine {
     const KIND: EngineKind = EngineKind::Svm;
-    type Cpu = ();
+    type Cpu = MockCpu;
     type Vm = Vec<MockMapping>;
     type Vcpu = TestVcpu;
 
@@ -73,17 +82,26 @@ impl Engine for MockEngine {
         &self.0
     }
 
-    fn cpu_new<H: Host>(&self) -> Result<(), OutOfMemory> {
+    fn cpu_new<H: Host>(&self) -> Result<MockCpu, OutOfMemory> {
+        Ok(MockCpu::default())
+    }
+
+    fn cpu_drop<H: Host>(&self, cpu: MockCpu) {
+        assert_eq!(cpu.number, None, "it was switched off before");
+    }
+
+    unsafe fn cpu_enable<H: Host>(&self, cpu: &mut MockCpu, number: usize) -> Result<(), EngineStatus> {
+        assert_eq!(number, H::cpu(), "it is the calling CPU's number");
+        assert_eq!(cpu.number.replace(number), None, "it was off");
         Ok(())
     }
 
-    fn cpu_drop<H: Host>(&self, (): ()) {}
-
-    unsafe fn cpu_enable(&self, (): &mut ()) -> Result<(), EngineStatus> {
-        Ok(())
+    unsafe fn cpu_disable<H: Host>(&self, cpu: &mut MockCpu) {
+        assert_eq!(cpu.number, Some(H::cpu()), "it was on, and is the calling CPU's");
+        if HOME.get() == cpu.number.take() {
+            HOME.set(None);
+        }
     }
-
-    unsafe fn cpu_disable(&self, (): &mut ()) {}
 
     fn vm_new<H: Host>(&self) -> Result<Vec<MockMapping>, OutOfMemory> {
         Ok(Vec::new())
@@ -106,15 +124,29 @@ impl Engine for MockEngine {
         Ok(vcpu)
     }
 
-    fn vcpu_drop<H: Host>(&self, _vcpu: TestVcpu) {}
+    fn vcpu_drop<H: Host>(&self, vcpu: TestVcpu) {
+        assert_eq!(Self::home(&vcpu), None, "its home has given it up");
+    }
+
+    fn home(_vcpu: &TestVcpu) -> Option<usize> {
+        HOME.get()
+    }
+
+    unsafe fn give_up(&self, cpu: &mut MockCpu, _vcpu: &TestVcpu) {
+        assert!(cpu.number.is_some(), "it is on");
+        if HOME.get() == cpu.number {
+            HOME.set(None);
+        }
+    }
 
     unsafe fn run<X: ExitHandler<Self>>(
         &self,
-        (): &mut (),
+        cpu: &mut MockCpu,
         _vm: &Vec<MockMapping>,
         vcpu: &mut TestVcpu,
         handler: &mut X,
     ) {
+        assert!(HOME.replace(cpu.number).is_none_or(|home| Some(home) == cpu.number), "no other CPU keeps it");
         ENTRIES.set(ENTRIES.get() + 1);
         let mut script = SCRIPT.take();
         loop {
@@ -165,10 +197,16 @@ mod tests {
         Ok(T::read_from_bytes(&buffer).expect("the structure's size"))
     }
 
-    /// A machine with 64 KiB of RAM, and where the RAM is.
-    fn machine_with_ram() -> (Box<Handle<MockHost>>, *mut u8) {
+    /// A machine with one vCPU and 64 KiB of RAM.
+    struct Machine {
+        driver: &'static Driver<MockHost>,
+        handle: Box<Handle<MockHost>>,
+        ram: *mut u8,
+    }
+
+    fn machine() -> Machine {
         let engine = entry::<MockHost, MockEngine>().expect("there is memory");
-        let driver = Box::leak(Box::new(Driver::new(vec![engine]).expect("there is memory")));
+        let driver: &_ = Box::leak(Box::new(Driver::new(vec![engine]).expect("there is memory")));
         let handle = Handle::new(driver).expect("there is memory");
         let greeting = Handshake { magic: MAGIC, version: VERSION, ..Handshake::default() };
         call(&handle, Call::Handshake, greeting).expect("the versions are the same");
@@ -178,16 +216,18 @@ mod tests {
         call(&handle, Call::VcpuCreate, VcpuCreate::default()).expect("it is the first");
         // The mock host's `map` is an address of this process.
         let ram = usize::try_from(memory.map).expect("it is an address");
-        (handle, std::ptr::with_exposed_provenance_mut(ram))
+        Machine { driver, handle, ram: std::ptr::with_exposed_provenance_mut(ram) }
     }
 
-    fn machine() -> Box<Handle<MockHost>> {
-        machine_with_ram().0
+    /// Runs the vCPU until its script has ended and a signal comes.
+    fn run_to_signal(handle: &Handle<MockHost>) {
+        MockHost::set_signal(false);
+        assert!(matches!(call(handle, Call::Run, Run::default()), Err(CallError::Interrupted)));
     }
 
     #[test]
     fn a_script_reaches_the_loader() {
-        let handle = machine();
+        let Machine { handle, .. } = machine();
         let mut reads = 0;
         MockEngine::set_script(Box::new(move |vcpu| {
             reads += 1;
@@ -214,7 +254,7 @@ mod tests {
     /// Executes `code`, in real mode, which exits as an access to a control or debug register; returns how often the guest
     /// was entered until it is behind that.
     fn entries_for(code: &[u8]) -> usize {
-        let (handle, ram) = machine_with_ram();
+        let Machine { handle, ram, .. } = machine();
         // SAFETY: guest RAM, which nobody else uses now, has room for an instruction.
         unsafe { ram.add(0x100).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
         let end = 0x100 + code.len() as u64;
@@ -227,9 +267,35 @@ mod tests {
             Some(Exit::DebugRegister)
         }));
         let before = MockEngine::entries();
-        let ended = call(&handle, Call::Run, Run::default());
-        assert!(matches!(ended, Err(CallError::Interrupted)));
+        run_to_signal(&handle);
         MockEngine::entries() - before
+    }
+
+    #[test]
+    fn test_a_vcpu_that_moves_is_given_up_by_the_cpu_that_keeps_it() {
+        let Machine { handle, .. } = machine();
+        MockEngine::set_script(Box::new(|_| None));
+        let run_on = |cpu| {
+            MockHost::move_to(cpu);
+            run_to_signal(&handle);
+            HOME.get()
+        };
+        // The engine asserts at each entry that no other CPU keeps it.
+        assert_eq!([0, 0, 1, 0].map(run_on), [Some(0), Some(0), Some(1), Some(0)]);
+        drop(handle);
+        assert_eq!(HOME.get(), None, "and so is one that ends");
+    }
+
+    #[test]
+    fn test_a_vcpu_whose_home_was_switched_off_runs_elsewhere() {
+        let Machine { driver, handle, .. } = machine();
+        MockEngine::set_script(Box::new(|_| None));
+        run_to_signal(&handle);
+        driver.power_down();
+        assert_eq!(HOME.get(), None);
+        MockHost::move_to(1);
+        run_to_signal(&handle);
+        assert_eq!(HOME.get(), Some(1));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod native;
 mod vcpu;
 
 pub use comparison::compare_with_cpu;
+pub use engine::MockCpu;
 pub use engine::MockEngine;
 pub use engine::MockMapping;
 pub use engine::Script;
