@@ -1,6 +1,8 @@
 //! What the CPU offers (APM vol. 2, 15.4 and vol. 3, appendix E.4.9), and why it may not.
 
 use covisor_abi::EngineStatus;
+use covisor_core::cpuid::Vendor;
+use covisor_core::hypervisor;
 use covisor_core::instructions::rdmsr;
 use covisor_core::instructions::read_cr4;
 use covisor_core::msr::index;
@@ -37,13 +39,6 @@ pub(crate) struct Features {
     pub(crate) encryption_bit: u64,
 }
 
-/// Whether the hypervisor leaves name QEMU's emulation, "TCGTCGTCGTCG".
-fn is_emulated_by_qemu() -> bool {
-    const HYPERVISOR: u32 = 1 << 31;
-    const SIGNATURE: u32 = u32::from_le_bytes(*b"TCGT");
-    core::arch::x86_64::__cpuid(1).ecx & HYPERVISOR != 0 && core::arch::x86_64::__cpuid(0x4000_0000).ebx == SIGNATURE
-}
-
 /// Registers of a CPUID leaf; zeros above the highest extended leaf.
 fn extended_leaf(leaf: u32) -> core::arch::x86_64::CpuidResult {
     let highest = core::arch::x86_64::__cpuid(0x8000_0000).eax;
@@ -66,7 +61,7 @@ impl Features {
             next_rip_save: svm.edx & 1 << 3 != 0,
             flush_by_asid: svm.edx & 1 << 6 != 0,
             asids: svm.ebx,
-            emulated_by_qemu: is_emulated_by_qemu(),
+            emulated_by_qemu: hypervisor::is_qemu_emulation(),
             tsc_aux: extended_leaf(0x8000_0001).edx & 1 << 27 != 0,
             supervisor_state: core::arch::x86_64::__cpuid(0).eax >= 0xd
                 && core::arch::x86_64::__cpuid_count(0xd, 1).eax & 1 << 3 != 0,
@@ -80,7 +75,7 @@ impl Features {
 /// Whether the calling CPU can run guests, in the order in which the APM has it asked (15.4).
 pub(crate) fn status() -> EngineStatus {
     if extended_leaf(0x8000_0001).ecx & 1 << 2 == 0 {
-        return EngineStatus::CpuLacks;
+        return hypervisor::status_without_extension(Vendor::Amd);
     }
     // SAFETY: drivers run in ring 0, and a CPU with SVM has both MSRs.
     let (vm_cr, efer) = unsafe { (rdmsr(index::VM_CR), rdmsr(index::EFER)) };

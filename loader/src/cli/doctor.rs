@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use covisor_abi::EngineKind;
 use covisor_abi::EngineStatus;
 use raw_cpuid::CpuId;
+use raw_cpuid::Hypervisor;
 
 use super::EXIT_DRIVER;
 use crate::driver::Driver;
@@ -91,10 +92,18 @@ fn engine_by_driver(driver: &Driver, engine: EngineKind) -> Finding {
 /// What can be told without the driver; the firmware's lock and who holds the engine only the driver sees.
 fn engines_by_cpuid() -> Vec<Finding> {
     let cpuid = CpuId::new();
+    let vendor = cpuid.get_vendor_info();
+    let is_amd = vendor.is_some_and(|vendor| matches!(vendor.as_str(), "AuthenticAMD" | "HygonGenuine"));
+    let missing = |of_this_vendor: bool| match cpuid.get_hypervisor_info().map(|info| info.identify()) {
+        Some(Hypervisor::HyperV) if of_this_vendor => EngineStatus::HiddenByHyperV,
+        Some(Hypervisor::QEMU) | None => EngineStatus::CpuLacks,
+        Some(_) if of_this_vendor => EngineStatus::HiddenByHypervisor,
+        Some(_) => EngineStatus::CpuLacks,
+    };
     let svm = match (cpuid.get_extended_processor_and_feature_identifiers(), cpuid.get_svm_info()) {
         (Some(features), Some(svm)) if features.has_svm() && svm.has_nested_paging() => None,
         (Some(features), _) if features.has_svm() => Some(EngineStatus::NoNestedPaging),
-        _ => Some(EngineStatus::CpuLacks),
+        _ => Some(missing(is_amd)),
     };
     let svm = match svm {
         None => finding(
@@ -112,7 +121,7 @@ fn engines_by_cpuid() -> Vec<Finding> {
             "this CPU has Intel VT-x; the driver will tell whether it is enough and the firmware allows it",
         )
     } else {
-        let verdict = EngineVerdict { engine: EngineKind::Vmx, status: EngineStatus::CpuLacks };
+        let verdict = EngineVerdict { engine: EngineKind::Vmx, status: missing(!is_amd) };
         finding(false, "vmx", verdict.to_string())
     };
     let mut findings = vec![svm, vmx];

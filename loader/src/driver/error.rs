@@ -51,7 +51,9 @@ pub enum DriverError {
         loader: u32,
     },
     /// The engine cannot run on this machine.
-    #[error("engine {}: {}", .engine.name(), EngineVerdict { engine: *.engine, status: *.status })]
+    #[error(
+        "engine {}: {}{}", .engine.name(), EngineVerdict { engine: *.engine, status: *.status }, alternative(*.status)
+    )]
     EngineUnavailable {
         /// The engine that was asked for.
         engine: EngineKind,
@@ -112,44 +114,97 @@ pub struct EngineVerdict {
     pub status: EngineStatus,
 }
 
-impl fmt::Display for EngineVerdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.engine {
+/// What is left to the user of an engine that nothing on this machine brings about.
+const fn alternative(status: EngineStatus) -> &'static str {
+    match status {
+        EngineStatus::NotBuilt
+        | EngineStatus::CpuLacks
+        | EngineStatus::NoNestedPaging
+        | EngineStatus::NoUnrestrictedGuest
+        | EngineStatus::LacksControls => "; use --engine auto",
+        EngineStatus::Usable
+        | EngineStatus::DisabledByFirmware
+        | EngineStatus::Taken
+        | EngineStatus::HiddenByHyperV
+        | EngineStatus::HiddenByHypervisor => "",
+    }
+}
+
+impl EngineVerdict {
+    /// What the engine uses, as its vendor calls it.
+    const fn extension(self) -> &'static str {
+        match self.engine {
             EngineKind::Svm => "AMD-V",
             EngineKind::Vmx => "Intel VT-x",
             EngineKind::Coop => "the cooperative world switch",
             EngineKind::Auto => "an engine",
-        };
+        }
+    }
+}
+
+impl fmt::Display for EngineVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.extension();
         match (self.status, self.engine) {
             (EngineStatus::Usable, EngineKind::Svm) => f.write_str("AMD-V with nested paging is available"),
             (EngineStatus::Usable, EngineKind::Vmx) => {
                 f.write_str("Intel VT-x with EPT and unrestricted guest is available")
             }
             (EngineStatus::Usable, _) => write!(f, "{name} is available"),
-            (EngineStatus::NotBuilt, _) => {
-                write!(f, "the installed driver was built without it; use another --engine, or a driver that has it")
-            }
+            (EngineStatus::NotBuilt, _) => f.write_str("the installed driver was built without it"),
             (EngineStatus::CpuLacks, EngineKind::Coop) => {
-                f.write_str("this CPU lacks what the cooperative world switch needs; use another --engine")
+                f.write_str("this CPU lacks what the cooperative world switch needs")
             }
-            (EngineStatus::CpuLacks, _) => {
-                write!(f, "this CPU does not have {name} (or the hypervisor that this machine runs on hides it); use --engine auto")
-            }
+            (EngineStatus::CpuLacks, _) => write!(f, "this CPU does not have {name}"),
             (EngineStatus::DisabledByFirmware, EngineKind::Svm) => f.write_str(
-                "AMD-V is disabled in the firmware; switch on \"SVM Mode\" in the firmware set-up, then power the machine off and on",
+                "AMD-V is switched off in the firmware's settings: switch on \"SVM Mode\" there, then power the machine off and on",
             ),
-            (EngineStatus::DisabledByFirmware, _) => {
-                write!(f, "{name} is disabled in the firmware; switch it on in the firmware set-up, then power the machine off and on")
+            (EngineStatus::DisabledByFirmware, EngineKind::Vmx) => f.write_str(
+                "VT-x is switched off in the firmware's settings: switch on \"Intel Virtualization Technology\" (\"VT-x\", \"VMX\") there, then power the machine off and on",
+            ),
+            (EngineStatus::DisabledByFirmware, _) => write!(
+                f,
+                "{name} is switched off in the firmware's settings: switch it on there, then power the machine off and on"
+            ),
+            (EngineStatus::Taken, EngineKind::Svm | EngineKind::Vmx) => {
+                let kvm = if self.engine == EngineKind::Svm { "kvm_amd" } else { "kvm_intel" };
+                write!(
+                    f,
+                    "another hypervisor holds {name}; end its machines, and unload it if that is not enough (KVM: \
+                     `sudo modprobe -r {kvm}`; VirtualBox: `sudo modprobe -r vboxnetadp vboxnetflt vboxdrv`; VMware: \
+                     `sudo modprobe -r vmmon`)"
+                )
             }
-            (EngineStatus::Taken, _) => {
-                write!(f, "another hypervisor holds {name}; end its machines (and on Linux unload it, as by `sudo modprobe -r kvm_amd kvm_intel`)")
-            }
-            (EngineStatus::NoNestedPaging, EngineKind::Svm) => {
-                f.write_str("this CPU has AMD-V without nested paging, which covisor needs; use --engine auto")
+            (EngineStatus::Taken, _) => write!(f, "another hypervisor holds {name}; end its machines"),
+            (EngineStatus::NoNestedPaging, EngineKind::Vmx) => {
+                f.write_str("this CPU's VT-x has no nested paging (EPT): the engine coop is to run guests on it, once there")
             }
             (EngineStatus::NoNestedPaging, _) => {
-                write!(f, "this CPU has {name} without nested paging, which covisor needs; use --engine auto")
+                write!(f, "this CPU's {name} has no nested paging: the engine coop is to run guests on it, once there")
             }
+            (EngineStatus::NoUnrestrictedGuest, _) => f.write_str(
+                "this CPU's VT-x cannot run real mode (unrestricted guest): the engine coop is to run guests on it, once there",
+            ),
+            (EngineStatus::HiddenByHyperV, _) => write!(
+                f,
+                "Hyper-V runs this machine and hides {name} from it: shut it down, then type `Set-VMProcessor -VMName NAME \
+                 -ExposeVirtualizationExtensions $true` on its host (on that host itself: switch Hyper-V off)"
+            ),
+            (EngineStatus::HiddenByHypervisor, EngineKind::Svm | EngineKind::Vmx) => {
+                let kvm = if self.engine == EngineKind::Svm { "kvm_amd" } else { "kvm_intel" };
+                write!(
+                    f,
+                    "the hypervisor that runs this machine hides {name} from it: switch on nested virtualization there \
+                     (KVM: module option `nested=1` of {kvm}, and the CPU model of the host)"
+                )
+            }
+            (EngineStatus::HiddenByHypervisor, _) => {
+                write!(f, "the hypervisor that runs this machine hides {name} from it")
+            }
+            (EngineStatus::LacksControls, _) => write!(
+                f,
+                "this CPU's {name} lacks controls that covisor needs: it is too old, or a hypervisor hides them"
+            ),
         }
     }
 }
@@ -180,11 +235,42 @@ mod tests {
 
     #[test]
     fn test_every_engine_status_has_a_sentence_of_its_own() {
-        let mut seen = std::collections::HashSet::new();
-        for number in 0..=5 {
-            let status = EngineStatus::from_u32(number).unwrap();
-            let text = EngineVerdict { engine: EngineKind::Svm, status }.to_string();
-            assert!(seen.insert(text));
+        let statuses: Vec<_> = (0..).map_while(EngineStatus::from_u32).collect();
+        assert_eq!(statuses.len(), 10);
+        for engine in [EngineKind::Svm, EngineKind::Vmx] {
+            let mut texts: Vec<_> =
+                statuses.iter().map(|&status| EngineVerdict { engine, status }.to_string()).collect();
+            texts.sort();
+            texts.dedup();
+            assert_eq!(texts.len(), statuses.len(), "{texts:?}");
+        }
+    }
+
+    #[test]
+    fn test_what_is_said_of_engines_is_not_too_long_for_one_line() {
+        for engine in [EngineKind::Svm, EngineKind::Vmx] {
+            for status in (0..).map_while(EngineStatus::from_u32) {
+                // Of the other vendor's extension there is no more to say than this.
+                let reasons = format!("vmx: {}; svm: this CPU does not have AMD-V", EngineVerdict { engine, status });
+                for error in [DriverError::NoEngine { reasons }, DriverError::EngineUnavailable { engine, status }] {
+                    let text = format!("covisor: error: {error}");
+                    assert!(text.len() < 400, "{}: {text}", text.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn test_verdicts_name_the_remedy() {
+        let text = |engine, status| EngineVerdict { engine, status }.to_string();
+        assert!(text(EngineKind::Vmx, EngineStatus::DisabledByFirmware).contains("Intel Virtualization Technology"));
+        assert!(text(EngineKind::Vmx, EngineStatus::Taken).contains("modprobe -r kvm_intel"));
+        assert!(text(EngineKind::Svm, EngineStatus::Taken).contains("modprobe -r kvm_amd"));
+        assert!(text(EngineKind::Svm, EngineStatus::Taken).contains("vboxdrv"));
+        let hidden = text(EngineKind::Vmx, EngineStatus::HiddenByHyperV);
+        assert!(hidden.contains("-ExposeVirtualizationExtensions $true"), "{hidden}");
+        for status in [EngineStatus::NoNestedPaging, EngineStatus::NoUnrestrictedGuest] {
+            assert!(text(EngineKind::Vmx, status).contains("coop"));
         }
     }
 }

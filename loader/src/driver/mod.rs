@@ -334,10 +334,10 @@ mod tests {
 
     #[test]
     fn test_another_version_is_refused_naming_both() {
-        let error = check_version(&Handshake { version: VERSION + 6, ..Handshake::default() }).unwrap_err();
+        let error = check_version(&Handshake { version: VERSION + 5, ..Handshake::default() }).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the driver speaks interface version 7, this covisor speaks version 1: install the driver that belongs to it \
+            "the driver speaks interface version 7, this covisor speaks version 2: install the driver that belongs to it \
              by `sudo covisor driver install`"
         );
     }
@@ -347,7 +347,7 @@ mod tests {
         use EngineStatus::{CpuLacks, DisabledByFirmware, NotBuilt};
         let driver = driver([DisabledByFirmware, DisabledByFirmware, CpuLacks, NotBuilt]);
         let error = driver.check(EngineKind::Auto, 1).unwrap_err().to_string();
-        assert!(error.contains("svm: AMD-V is disabled in the firmware"), "{error}");
+        assert!(error.contains("svm: AMD-V is switched off in the firmware"), "{error}");
         assert!(error.contains("vmx: this CPU does not have Intel VT-x"), "{error}");
         assert!(!error.contains("coop"), "{error}");
     }

@@ -162,12 +162,22 @@ pub enum EngineStatus {
     NotBuilt = 1,
     /// The CPU does not have the extension.
     CpuLacks = 2,
-    /// The CPU has it, the firmware has switched it off (SVM: `VM_CR.SVMDIS`, APM vol. 2, 15.4).
+    /// The CPU has it, the firmware has switched it off (SVM: `VM_CR.SVMDIS`, APM vol. 2, 15.4; VMX:
+    /// `IA32_FEATURE_CONTROL`, SDM vol. 3, 24.7).
     DisabledByFirmware = 3,
-    /// Another hypervisor holds it (SVM: `EFER.SVME` was already set).
+    /// Another hypervisor holds it (SVM: `EFER.SVME` was already set; VMX: `CR4.VMXE` was).
     Taken = 4,
     /// The CPU has the extension, but not nested paging.
     NoNestedPaging = 5,
+    /// The CPU has VT-x, but without unrestricted guest.
+    NoUnrestrictedGuest = 6,
+    /// Hyper-V runs this machine, a virtual one of its own or the Windows that it belongs to, and does not offer the
+    /// extension in it.
+    HiddenByHyperV = 7,
+    /// The same with another hypervisor.
+    HiddenByHypervisor = 8,
+    /// The CPU has VT-x, but not all controls that the engine needs: it is too old, or a hypervisor hides them.
+    LacksControls = 9,
 }
 
 impl EngineStatus {
@@ -181,6 +191,10 @@ impl EngineStatus {
             3 => Some(Self::DisabledByFirmware),
             4 => Some(Self::Taken),
             5 => Some(Self::NoNestedPaging),
+            6 => Some(Self::NoUnrestrictedGuest),
+            7 => Some(Self::HiddenByHyperV),
+            8 => Some(Self::HiddenByHypervisor),
+            9 => Some(Self::LacksControls),
             _ => None,
         }
     }

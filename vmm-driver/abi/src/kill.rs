@@ -22,6 +22,12 @@ pub enum KillReason {
     PageTableOutsideRam = 7,
     /// A task switch through a task gate, which no 64-bit system uses; detail: the task's selector.
     TaskSwitch = 8,
+    /// The nested page tables are wrong, which is the driver's fault (VMX: EPT misconfiguration, SDM vol. 3, 29.3.3);
+    /// detail: the guest-physical address that was looked up.
+    NestedTables = 9,
+    /// VT-x refused the guest's state at entry (SVM has [`KillReason::InvalidState`] for it); detail: the number of the check
+    /// that failed (SDM vol. 3, 27.2 and 27.3).
+    EntryRefused = 10,
 }
 
 impl KillReason {
@@ -37,6 +43,8 @@ impl KillReason {
             6 => Some(Self::MachineCheck),
             7 => Some(Self::PageTableOutsideRam),
             8 => Some(Self::TaskSwitch),
+            9 => Some(Self::NestedTables),
+            10 => Some(Self::EntryRefused),
             _ => None,
         }
     }
@@ -76,6 +84,12 @@ impl fmt::Display for Sentence {
             }
             KillReason::TaskSwitch => {
                 write!(f, "the guest switched tasks through a task gate (selector {detail:#x}), which is not supported")
+            }
+            KillReason::NestedTables => {
+                write!(f, "the driver's page tables for guest-physical address {detail:#x} are wrong")
+            }
+            KillReason::EntryRefused => {
+                write!(f, "the CPU refused the guest's register state at entry (check {detail})")
             }
         }
     }

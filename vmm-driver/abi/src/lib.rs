@@ -37,7 +37,7 @@ pub use state::VcpuState;
 pub const MAGIC: u32 = 0x6976_6f63;
 
 /// Version of this interface. Any change of a structure or a meaning raises it; driver and loader must agree exactly.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The device's name on Linux.
 pub const DEVICE_PATH_LINUX: &str = "/dev/covisor";

@@ -82,6 +82,12 @@ pub enum Vendor {
 }
 
 impl Vendor {
+    /// The calling CPU's.
+    #[must_use]
+    pub fn of_this_cpu() -> Self {
+        Self::of(core::arch::x86_64::__cpuid(0).into())
+    }
+
     fn of(leaf: Leaf) -> Self {
         let words = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
         match words.as_flattened() {

@@ -217,9 +217,13 @@ pub fn entry<H: Host, E: Engine>() -> Result<Box<dyn EngineEntry<H>>, OutOfMemor
         EngineStatus::Usable | EngineStatus::DisabledByFirmware | EngineStatus::Taken => {
             Ok(try_box(Present::<H, E> { slot: EngineSlot::new::<H>()?, host: core::marker::PhantomData })?)
         }
-        EngineStatus::NotBuilt | EngineStatus::CpuLacks | EngineStatus::NoNestedPaging => {
-            Ok(try_box(Absent(E::KIND, status))?)
-        }
+        EngineStatus::NotBuilt
+        | EngineStatus::CpuLacks
+        | EngineStatus::NoNestedPaging
+        | EngineStatus::NoUnrestrictedGuest
+        | EngineStatus::HiddenByHyperV
+        | EngineStatus::HiddenByHypervisor
+        | EngineStatus::LacksControls => Ok(try_box(Absent(E::KIND, status))?),
     }
 }
 

@@ -15,6 +15,7 @@
 //! | `emulate`, `paging` | instructions that the CPU could not finish, and the guest's page tables |
 //! | `apic`, `pvclock`, `doorbell` | interrupts, time, events to the loader |
 //! | `xstate`, `registers` | extended state, names of registers |
+//! | `hypervisor` | who runs this machine, where it is a virtual one |
 //! | `instructions` | privileged instructions that engines share |
 //! | `nested` | nested page tables, whatever their entries look like |
 //! | `delivery` | events on their way into the guest |
@@ -37,6 +38,7 @@ pub mod exit;
 mod exits;
 pub mod host;
 pub mod host_registers;
+pub mod hypervisor;
 pub mod instructions;
 pub mod memory;
 pub mod msr;
