@@ -555,3 +555,65 @@ impl Vcpu for SvmVcpu {
         self.place_window();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use covisor_core::exit::Exception;
+    use covisor_core::test_support::MockHost;
+
+    use super::*;
+    use crate::npt::Npt;
+
+    const FEATURES: Features = Features {
+        next_rip_save: true,
+        flush_by_asid: true,
+        asids: 8,
+        emulated_by_qemu: false,
+        tsc_aux: true,
+        supervisor_state: false,
+        return_stack_isolated: false,
+        paging_levels: 4,
+        encryption_bit: 0,
+    };
+
+    /// Calls `use_vcpu` on a new vCPU, and frees all that it needs.
+    fn with_vcpu(use_vcpu: impl FnOnce(&mut SvmVcpu)) {
+        let before = MockHost::blocks();
+        let maps = PermissionMaps::new::<MockHost>().unwrap();
+        let tables = NestedTables::new::<MockHost>(Npt { encrypt: 0 }, 4).unwrap();
+        let extended = ExtendedState::for_tests();
+        let mut vcpu = SvmVcpu::new::<MockHost>(&FEATURES, &extended, &maps, &tables, 0).unwrap();
+        use_vcpu(&mut vcpu);
+        vcpu.free::<MockHost>();
+        tables.free::<MockHost>();
+        maps.free::<MockHost>();
+        assert_eq!(MockHost::blocks(), before);
+    }
+
+    #[test]
+    fn test_a_new_vcpu_is_in_its_state_after_reset() {
+        with_vcpu(|vcpu| {
+            let save = &vcpu.vmcb().save;
+            assert_eq!((save.cs.selector, save.cs.base, save.cs.limit), (0xf000, 0xffff_0000, 0xffff));
+            let attributes = [&save.cs, &save.ss, &save.es, &save.gs, &save.ldtr, &save.tr].map(|s| s.attributes);
+            assert_eq!(attributes, [0x9b, 0x93, 0x93, 0x93, 0x82, 0x8b]);
+            assert_eq!((save.gdtr.base, save.gdtr.limit, save.idtr.limit), (0, 0xffff, 0xffff));
+            assert_eq!((save.cr0, save.cr3, save.cr4, save.efer), (0x6000_0010, 0, 0, EFER_SVME));
+            assert_eq!((save.rip, save.rflags, save.cpl), (0xfff0, 2, 0));
+            assert_eq!((save.dr6, save.dr7, save.pat), (0xffff_0ff0, 0x400, 0x0007_0406_0007_0406));
+            assert_eq!((vcpu.xcr0(), vcpu.efer(), vcpu.nmi_blocked()), (1, 0, false));
+        });
+    }
+
+    #[test]
+    fn test_injections_are_the_vmcbs_field() {
+        with_vcpu(|vcpu| {
+            assert!(!vcpu.injection_waits());
+            vcpu.inject(Injection::Exception(Exception::page_fault(7)));
+            assert!(vcpu.injection_waits());
+            // SAFETY: offset 0xa8 is in the VMCB, which is a page of the vCPU's own.
+            let field = unsafe { vcpu.block.virt.cast::<u64>().add(0xa8 / 8).read() };
+            assert_eq!(field, 0x0000_0007_8000_0b0e);
+        });
+    }
+}
