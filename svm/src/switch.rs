@@ -181,8 +181,8 @@ extern "sysv64" fn on_exit<X: ExitHandler<Svm>>(context: &mut Context<'_, X>) ->
     vcpu.unsync();
     let vmcb = vcpu.vmcb_mut();
     let (rax, rsp) = (vmcb.save.rax, vmcb.save.rsp);
-    let interrupted = vmcb.control.exit_interrupt_info;
-    vmcb.control.event_injection = Event::NONE;
+    let interrupted = Event::from_amd(vmcb.control.exit_interrupt_info);
+    vmcb.control.event_injection = Event::NONE.to_amd();
     vmcb.control.clean = Clean::all();
     vmcb.control.tlb_control = TlbControl::Keep;
     vcpu.gprs_mut().rax = rax;
@@ -208,7 +208,7 @@ fn on_interrupted_delivery<X: ExitHandler<Svm>>(context: &mut Context<'_, X>, in
     let vcpu = unsafe { &mut *context.vcpu };
     let exit = exits::decode(&vcpu.vmcb().control);
     let (exit, again) = vcpu.deliveries.interrupted(interrupted, exit);
-    vcpu.vmcb_mut().control.event_injection = again.unwrap_or_default();
+    vcpu.vmcb_mut().control.event_injection = again.unwrap_or_default().to_amd();
     let next = context.handler.on_exit(vcpu, exit);
     store_rax_rsp(vcpu);
     next as u32

@@ -542,12 +542,12 @@ impl Vcpu for SvmVcpu {
             self.nmi = NmiState::Blocked;
             self.change(Clean::INTERCEPTS).control.instructions1.insert(Instructions1::IRET);
         }
-        self.vmcb_mut().control.event_injection = Event::encode(injection);
+        self.vmcb_mut().control.event_injection = Event::encode(injection).to_amd();
     }
 
     #[inline]
     fn injection_waits(&self) -> bool {
-        self.vmcb().control.event_injection.is_valid()
+        Event::from_amd(self.vmcb().control.event_injection).is_valid()
     }
 
     fn want_interrupt_window(&mut self, class: Option<u8>) {

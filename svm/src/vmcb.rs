@@ -4,7 +4,6 @@ use core::mem::offset_of;
 use core::mem::size_of;
 
 use bitflags::bitflags;
-use covisor_core::delivery::Event;
 use static_assertions::const_assert_eq;
 
 use crate::intercept::ControlRegisters;
@@ -136,12 +135,12 @@ pub(crate) struct Control {
     /// 0x080.
     pub(crate) exit_info2: u64,
     /// 0x088: the event whose delivery the exit interrupted.
-    pub(crate) exit_interrupt_info: Event,
+    pub(crate) exit_interrupt_info: u64,
     /// 0x090.
     pub(crate) nested_enable: u64,
     reserved_098: [u8; 0xa8 - 0x98],
     /// 0x0a8: the event to deliver at entry.
-    pub(crate) event_injection: Event,
+    pub(crate) event_injection: u64,
     /// 0x0b0: nested page table root.
     pub(crate) nested_cr3: u64,
     /// 0x0b8: last branch records, virtual VMLOAD and VMSAVE: all off.

@@ -33,9 +33,8 @@ const BREAKPOINT: u32 = 3;
 /// #OF, raised by INTO.
 const OVERFLOW: u32 = 4;
 
-/// An event, or none. In memory it is AMD-V's field.
+/// An event, or none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
 pub struct Event {
     /// Vector, type, and what is valid.
     pub info: u32,
@@ -62,6 +61,21 @@ impl Event {
                 }
             }
         }
+    }
+
+    /// From AMD-V's field.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+    pub const fn from_amd(field: u64) -> Self {
+        Self { info: field as u32, error: (field >> 32) as u32 }
+    }
+
+    /// As AMD-V's field.
+    #[inline]
+    #[must_use]
+    pub const fn to_amd(self) -> u64 {
+        (self.error as u64) << 32 | self.info as u64
     }
 
     /// Whether it is one.
@@ -157,6 +171,8 @@ mod tests {
         let undefined = Event::encode(Injection::Exception(Exception::INVALID_OPCODE));
         assert_eq!(undefined, Event { info: 0x8000_0306, error: 0 });
         assert_eq!(page_fault(), Event { info: 0x8000_0b0e, error: 7 });
+        assert_eq!(page_fault().to_amd(), 0x0000_0007_8000_0b0e);
+        assert_eq!(Event::from_amd(0x0000_0007_8000_0b0e), page_fault());
     }
 
     #[test]
