@@ -108,10 +108,10 @@ fn pvclock(report: &mut Report) {
         report.expect(now >= last, format_args!("{now} ns after {last} ns"));
         last = now;
     }
-    // At 1 GHz to 10 GHz, a million cycles are 100 us to 1 ms.
+    // At 100 MHz to 10 GHz, a million cycles are 100 us to 10 ms.
     if let Some(info) = TimeInfo::read(layout::SCRATCH) {
         let span = info.nanoseconds(info.tsc + 1_000_000) - info.nanoseconds(info.tsc);
-        report.expect((90_000..2_000_000).contains(&span), format_args!("a million cycles are {span} ns"));
+        report.expect((90_000..11_000_000).contains(&span), format_args!("a million cycles are {span} ns"));
     }
     // Addresses that are not the guest's, or not aligned: refused or ignored.
     for value in
