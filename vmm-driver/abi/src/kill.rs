@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use crate::EntryCheck;
+
 /// Why the driver ended a guest. Each comes with one number, `detail`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -89,7 +91,8 @@ impl fmt::Display for Sentence {
                 write!(f, "the driver's page tables for guest-physical address {detail:#x} are wrong")
             }
             KillReason::EntryRefused => {
-                write!(f, "the CPU refused the guest's register state at entry (check {detail})")
+                let check = u32::try_from(detail).ok().and_then(EntryCheck::from_u32).unwrap_or(EntryCheck::Unknown);
+                write!(f, "the CPU refused the guest's register state at entry: {check}")
             }
         }
     }

@@ -8,6 +8,7 @@
 #![no_std]
 
 mod calls;
+mod entry_check;
 mod kill;
 mod run;
 mod state;
@@ -26,6 +27,7 @@ pub use calls::Stats;
 pub use calls::StatsKind;
 pub use calls::VcpuCreate;
 pub use calls::VmCreate;
+pub use entry_check::EntryCheck;
 pub use kill::KillReason;
 pub use run::ExitReason;
 pub use run::Run;
