@@ -85,6 +85,24 @@ impl Event {
         self.info & VALID != 0
     }
 
+    /// Its vector.
+    #[must_use]
+    pub const fn vector(self) -> u8 {
+        self.info.to_le_bytes()[0]
+    }
+
+    /// Whether it is a non-maskable interrupt.
+    #[must_use]
+    pub const fn is_nmi(self) -> bool {
+        self.is_valid() && self.info & TYPE_MASK == TYPE_NMI
+    }
+
+    /// The same without an error code, as real mode has it.
+    #[must_use]
+    pub const fn without_error(self) -> Self {
+        Self { info: self.info & !ERROR_VALID, error: 0 }
+    }
+
     /// Whether it is an exception, not an interrupt.
     #[must_use]
     pub const fn is_exception(self) -> bool {

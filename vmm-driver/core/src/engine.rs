@@ -122,6 +122,19 @@ pub trait Engine: Sized + Send + Sync + 'static {
     /// On the CPU that was the vCPU's home, interrupts off; `cpu` is its own, and enabled; the vCPU does not run.
     unsafe fn give_up(&self, _cpu: &mut Self::Cpu, _vcpu: &Self::Vcpu) {}
 
+    /// Whether all registers of a vCPU that does not run can be read. If not, RIP and RFLAGS can, and what [`Vcpu::inject`] and
+    /// interrupts depend on; the others after [`Engine::complete`].
+    #[inline]
+    fn is_complete(_vcpu: &Self::Vcpu) -> bool {
+        true
+    }
+
+    /// Reads the registers that cannot be read from memory.
+    ///
+    /// # Safety
+    /// As [`Engine::run`].
+    unsafe fn complete(&self, _cpu: &mut Self::Cpu, _vcpu: &mut Self::Vcpu) {}
+
     /// Enters the guest, and enters it again after each exit, until `handler` says [`Next::Leave`]. Returns with the
     /// host's state whole and interrupts off; interrupts that are pending for the host wait until they are on again.
     ///
@@ -178,6 +191,12 @@ pub trait Vcpu {
     fn cr3(&self) -> u64;
     /// Sets it, and forgets the guest's translations.
     fn set_cr3(&mut self, value: u64);
+    /// Whether the CPU has the page directory pointers of PAE paging from [`Vcpu::set_page_directory_pointers`] where core
+    /// changes control registers, not from memory.
+    const KEEPS_PAGE_DIRECTORY_POINTERS: bool = false;
+    /// Sets them; none has a reserved bit.
+    #[inline]
+    fn set_page_directory_pointers(&mut self, _pointers: [u64; 4]) {}
     /// CR4 as the guest sees it.
     fn cr4(&self) -> u64;
     /// Sets it.
@@ -240,6 +259,16 @@ pub trait Vcpu {
     fn inject(&mut self, injection: Injection);
     /// Whether something is to be handed to the guest at the next entry, be it that the last delivery was interrupted.
     fn injection_waits(&self) -> bool;
+    /// Makes the guest exit with [`Exit::Deadline`] when the host's time stamp counter comes to `deadline`, or no longer. False
+    /// where the CPU has no timer of that kind: then the host's has to wake it.
+    #[inline]
+    fn set_deadline(&mut self, _deadline: Option<u64>) -> bool {
+        false
+    }
+    /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an NMI, or no longer asks. Without it, the NMI waits for
+    /// the next exit.
+    #[inline]
+    fn want_nmi_window(&mut self, _on: bool) {}
     /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an interrupt of this priority class (1 to 15: its
     /// flags are open and its task priority is lower), or no longer asks.
     fn want_interrupt_window(&mut self, class: Option<u8>);

@@ -150,6 +150,26 @@ impl<E: Engine> EngineSlot<E> {
         }
     }
 
+    /// Makes all registers of a vCPU that does not run readable. In thread context.
+    ///
+    /// # Errors
+    /// The status that stands against the extension on this CPU.
+    #[inline]
+    pub(crate) fn complete<H: Host>(&self, vcpu: &mut E::Vcpu) -> Result<(), EngineStatus> {
+        if E::is_complete(vcpu) {
+            return Ok(());
+        }
+        H::preempt_off();
+        self.give_up::<H>(vcpu, Some(H::cpu()));
+        H::interrupts_off();
+        // SAFETY: interrupts are off, and this is the only reference on this CPU until they are on. The CPU is this one and
+        // enabled then, and no other one has anything of the vCPU.
+        let completed = unsafe { self.cpu_here::<H>().map(|cpu| self.engine.complete(cpu, vcpu)) };
+        H::interrupts_on();
+        H::preempt_on();
+        completed
+    }
+
     /// This CPU's part, with the extension on.
     ///
     /// # Errors

@@ -50,6 +50,8 @@ pub enum Exit {
     HostInterrupt,
     /// The guest can take an interrupt now.
     InterruptWindow,
+    /// The deadline of [`crate::engine::Vcpu::set_deadline`] has come, or nearly.
+    Deadline,
     /// CPUID.
     Cpuid,
     /// RDMSR.

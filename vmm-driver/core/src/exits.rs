@@ -97,6 +97,10 @@ impl<H: Host, E: Engine> ExitHandler<E> for Handler<'_, H, E> {
                 Next::Resume
             }
             Exit::Hypercall => self.hypercall(vcpu),
+            Exit::Deadline => {
+                self.state.apic.expire(tsc());
+                self.timer_changed(vcpu)
+            }
             other => self.rare(vcpu, other),
         };
         if next == Next::Resume {
@@ -147,9 +151,12 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
     }
 
     fn deliver_some(&mut self, vcpu: &mut E::Vcpu) {
-        if self.state.nmi && !vcpu.injection_waits() && !vcpu.nmi_blocked() && !vcpu.interrupt_shadow() {
-            self.state.nmi = false;
-            vcpu.inject(Injection::Nmi);
+        if self.state.nmi {
+            if !vcpu.injection_waits() && !vcpu.nmi_blocked() && !vcpu.interrupt_shadow() {
+                self.state.nmi = false;
+                vcpu.inject(Injection::Nmi);
+            }
+            vcpu.want_nmi_window(self.state.nmi);
         }
         self.state.apic.set_task_priority(vcpu.task_priority());
         let Some(vector) = self.state.apic.highest() else {
@@ -197,18 +204,21 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
                 message.map_or(Next::Resume, |message| self.send(&message))
             }
             Effect::Ipi(message) => self.send(&message),
-            Effect::Timer => self.timer_changed(),
+            Effect::Timer => self.timer_changed(vcpu),
             Effect::Identity => {
                 self.shared.inbox.publish(self.state.apic.identity());
                 vcpu.set_task_priority(self.state.apic.task_priority());
-                self.timer_changed()
+                self.timer_changed(vcpu)
             }
         }
     }
 
-    /// Arming the host's timer is the host's work; where it is armed right there is none.
-    fn timer_changed(&mut self) -> Next {
+    /// Arming the host's timer is the host's work; where it is armed right, or the CPU has a timer of its own, there is none.
+    fn timer_changed(&mut self, vcpu: &mut E::Vcpu) -> Next {
         let deadline = self.state.apic.deadline();
+        if vcpu.set_deadline(deadline) {
+            return Next::Resume;
+        }
         if deadline == self.state.armed || deadline.is_none() { Next::Resume } else { Next::Leave }
     }
 

@@ -43,6 +43,7 @@ pub mod instructions;
 pub mod memory;
 pub mod msr;
 pub mod nested;
+pub mod pae;
 pub mod paging;
 pub mod policy;
 pub mod pvclock;

@@ -15,6 +15,7 @@ use crate::exit::Exception;
 use crate::exit::Exit;
 use crate::exits::Handler;
 use crate::host::Host;
+use crate::pae;
 use crate::paging;
 use crate::policy;
 use crate::policy::Control;
@@ -125,17 +126,40 @@ impl<H: Host, E: Engine> Handler<'_, H, E> {
         match number {
             0 => {
                 let change = policy::check_cr0(&now, value)?;
+                self.load_pointers(vcpu, &now, &Control { cr0: change.cr0, efer: change.efer, ..now }, false)?;
                 vcpu.set_efer(change.efer);
                 vcpu.set_cr0(change.cr0);
             }
             2 => vcpu.set_cr2(value),
-            3 => vcpu.set_cr3(policy::check_cr3(&self.vm.cpuid, &now, value)?),
-            4 => vcpu.set_cr4(policy::check_cr4(&self.vm.cpuid, &now, value)?),
+            3 => {
+                let cr3 = policy::check_cr3(&self.vm.cpuid, &now, value)?;
+                self.load_pointers(vcpu, &now, &Control { cr3, ..now }, true)?;
+                vcpu.set_cr3(cr3);
+            }
+            4 => {
+                let cr4 = policy::check_cr4(&self.vm.cpuid, &now, value)?;
+                self.load_pointers(vcpu, &now, &Control { cr4, ..now }, false)?;
+                vcpu.set_cr4(cr4);
+            }
             _ => {
                 let class = policy::check_cr8(value)?;
                 self.state.apic.set_task_priority(class);
                 vcpu.set_task_priority(class);
             }
+        }
+        Ok(())
+    }
+
+    /// Loads the page directory pointers where the change has the CPU do that, and the engine leaves it to core.
+    fn load_pointers(
+        &self,
+        vcpu: &mut E::Vcpu,
+        before: &Control,
+        after: &Control,
+        writes_cr3: bool,
+    ) -> Result<(), Exception> {
+        if E::Vcpu::KEEPS_PAGE_DIRECTORY_POINTERS && pae::change_loads(before, after, writes_cr3) {
+            vcpu.set_page_directory_pointers(pae::load(&self.vm.memory, after.cr3, self.vm.cpuid.physical_bits())?);
         }
         Ok(())
     }

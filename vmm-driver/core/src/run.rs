@@ -29,6 +29,7 @@ use crate::registers::RFlags;
 use crate::vcpu::Owned;
 use crate::vcpu::Pending;
 use crate::vcpu::Shared;
+use crate::vcpu::VcpuState;
 use crate::vm::Parts;
 use crate::vm::Vm;
 use crate::vm::tsc;
@@ -46,7 +47,7 @@ pub(crate) fn run<H: Host, E: Engine>(
         return Ok(());
     }
     let engine_vm = parts.vm.as_ref().ok_or(CallError::Busy)?;
-    let mut leave = complete(vm, shared, owned, run.data);
+    let mut leave = complete(vm, shared, owned, run.data)?;
     loop {
         match leave {
             Leave::Again => {}
@@ -101,24 +102,30 @@ pub(crate) fn end<V: Vcpu>(vcpu: &V, reason: ExitReason) -> Run {
 }
 
 /// Gives the guest what the loader read for it.
-fn complete<H: Host, E: Engine>(vm: &Vm<H, E>, shared: &Shared<H>, owned: &mut Owned<E>, data: u64) -> Leave {
+fn complete<H: Host, E: Engine>(
+    vm: &Vm<H, E>,
+    shared: &Shared<H>,
+    owned: &mut Owned<E>,
+    data: u64,
+) -> Result<Leave, CallError> {
     let (cause, answer) = match owned.state.pending.take() {
-        None => return Leave::Again,
+        None => return Ok(Leave::Again),
         Some(Pending::PortRead { size, next_rip }) => {
             set_port_value(&mut owned.engine, size, data);
             emulate::skip(&mut owned.engine, next_rip);
-            return Leave::Again;
+            return Ok(Leave::Again);
         }
         Some(Pending::PortElement { port, size, cause }) => (cause, Answer::Port { port, size, value: data }),
         Some(Pending::Memory { gpa, size, cause }) => (cause, Answer::Memory { gpa, size, value: data }),
     };
     let Owned { engine, state } = owned;
+    vm.slot.complete::<H>(engine).map_err(|_| CallError::NoEngine)?;
     let mut handler = Handler::new(vm, shared, state);
     let next = handler.emulate(engine, cause, Some(answer));
-    match next {
+    Ok(match next {
         Next::Resume => Leave::Again,
         Next::Leave => handler.leave,
-    }
+    })
 }
 
 /// Puts what was read from a port into AL, AX or EAX; 32 bits clear the upper half.
@@ -139,13 +146,26 @@ fn is_halted_forever<H: Host, E: Engine>(parts: &Parts<H, E>, owned: &Owned<E>) 
         && !owned.engine.injection_waits()
 }
 
-/// Arms the host's timer for the local APIC's, where it is not armed so already. Preemption may be on.
-fn arm<H: Host, E: Engine>(shared: &Shared<H>, owned: &mut Owned<E>) {
-    let state = &mut owned.state;
+/// Arms the CPU's own timer for the local APIC's while the guest runs, or where it has none the host's. Preemption is off.
+fn arm_for_guest<H: Host, E: Engine>(shared: &Shared<H>, owned: &mut Owned<E>) {
+    forget_fired(shared, &mut owned.state);
+    let deadline = owned.state.apic.deadline();
+    if !owned.engine.set_deadline(deadline) {
+        arm(shared, &mut owned.state);
+    }
+}
+
+/// A timer that fired is not armed any more.
+fn forget_fired<H: Host>(shared: &Shared<H>, state: &mut VcpuState) {
     if shared.timer_fired.load(Ordering::Relaxed) {
         shared.timer_fired.store(false, Ordering::SeqCst);
         state.armed = None;
     }
+}
+
+/// Arms the host's timer for the local APIC's, where it is not armed so already. Preemption may be on.
+fn arm<H: Host>(shared: &Shared<H>, state: &mut VcpuState) {
+    forget_fired(shared, state);
     let deadline = state.apic.deadline();
     if deadline == state.armed {
         return;
@@ -164,7 +184,7 @@ fn arm<H: Host, E: Engine>(shared: &Shared<H>, owned: &mut Owned<E>) {
 
 /// Sleeps in HLT until something is there for the guest, or the loader wants the thread.
 fn wait<H: Host, E: Engine>(vm: &Vm<H, E>, shared: &Shared<H>, owned: &mut Owned<E>) -> Result<(), CallError> {
-    arm(shared, owned);
+    arm(shared, &mut owned.state);
     H::wait(&shared.waker, || {
         !shared.inbox.is_empty() || shared.timer_fired.load(Ordering::SeqCst) || shared.kicked.load(Ordering::SeqCst)
     })?;
@@ -184,7 +204,7 @@ fn enter<H: Host, E: Engine>(
     owned: &mut Owned<E>,
 ) -> Result<Leave, CallError> {
     H::preempt_off();
-    arm(shared, owned);
+    arm_for_guest(shared, owned);
     let here = H::cpu();
     vm.slot.give_up::<H>(&owned.engine, Some(here));
     shared.enter(here);

@@ -31,6 +31,7 @@ use crate::engine::Engine;
 use crate::engine_slot::EngineSlot;
 use crate::host::Host;
 use crate::memory::Memory;
+use crate::pae;
 use crate::pvclock::Clock;
 use crate::run;
 use crate::state;
@@ -230,11 +231,16 @@ impl<H: Host, E: Engine> VmCalls for Vm<H, E> {
     }
 
     fn vcpu_set(&self, values: &covisor_abi::VcpuState) -> Result<(), CallError> {
-        self.with_vcpu(values.vcpu, |owned| state::set(&mut owned.engine, &self.cpuid, values))
+        self.with_vcpu(values.vcpu, |owned| {
+            state::set(&mut owned.engine, &self.cpuid, values)?;
+            pae::load_at_start(&mut owned.engine, &self.memory, self.cpuid.physical_bits())
+                .map_err(|_| CallError::Invalid)
+        })
     }
 
     fn vcpu_get(&self, values: &mut covisor_abi::VcpuState) -> Result<(), CallError> {
         self.with_vcpu(values.vcpu, |owned| {
+            self.slot.complete::<H>(&mut owned.engine).map_err(|_| CallError::NoEngine)?;
             *values = state::get(&owned.engine, values.vcpu);
             Ok(())
         })

@@ -201,7 +201,8 @@ fn fetch_fault<V: Vcpu>(vcpu: &mut V, fault: FetchFault) -> Outcome {
 /// `rip` plus the length of the instruction there. EIP of 16-bit code is not cut to 16 bits: the next fetch is checked
 /// against the limit of CS.
 #[inline]
-fn advance(size: CodeSize, rip: u64, length: usize) -> u64 {
+#[must_use]
+pub fn advance(size: CodeSize, rip: u64, length: usize) -> u64 {
     let next = rip.wrapping_add(length as u64);
     if size == CodeSize::Bits64 { next } else { next & 0xffff_ffff }
 }
