@@ -62,8 +62,9 @@ static DRIVER: Slot = Slot(UnsafeCell::new(None));
 /// The driver, with all engines that this machine could have.
 fn make_driver() -> Result<Driver<Linux>, OutOfMemory> {
     let mut engines = Vec::new();
-    engines.try_reserve_exact(1).map_err(|_| OutOfMemory)?;
+    engines.try_reserve_exact(2).map_err(|_| OutOfMemory)?;
     engines.push(device::entry::<Linux, covisor_svm::Svm>()?);
+    engines.push(device::entry::<Linux, covisor_vmx::Vmx>()?);
     Driver::new(engines)
 }
 

@@ -1,0 +1,157 @@
+//! covisor's Intel VT-x engine: guests in their own ring 0, by VMLAUNCH and extended page tables (Intel 64 and IA-32
+//! Architectures Software Developer's Manual volume 3, "SDM", chapters 24 to 32, as of December 2023).
+//!
+//! | file | concept |
+//! |---|---|
+//! | `capability.rs` | what the CPU offers, and why it may not |
+//! | `field.rs`, `vmcs.rs` | the control structure: its fields, its region, where it is active |
+//! | `controls.rs`, `bitmap.rs` | what makes the guest exit |
+//! | `exit_reason.rs`, `exits.rs` | why it exited |
+//! | `entry_check.rs` | why it was not entered |
+//! | `ept.rs` | extended page tables |
+//! | `cpu.rs`, `host_state.rs`, `syscall.rs` | one physical CPU: on, off, the host's state |
+//! | `mitigation.rs` | what a guest must not find in the CPU's buffers |
+//! | `registers.rs`, `segment.rs`, `vcpu.rs` | one vCPU's registers |
+//! | `switch.rs` | the way in and out |
+#![cfg_attr(not(test), no_std)]
+
+mod bitmap;
+mod capability;
+mod controls;
+mod cpu;
+mod entry_check;
+mod ept;
+mod exit_reason;
+mod exits;
+mod field;
+mod host_state;
+mod instructions;
+mod mitigation;
+mod registers;
+mod segment;
+mod switch;
+mod syscall;
+mod vcpu;
+mod vmcs;
+
+use covisor_abi::EngineKind;
+use covisor_abi::EngineStatus;
+use covisor_core::engine::Engine;
+use covisor_core::engine::ExitHandler;
+use covisor_core::host::Host;
+use covisor_core::host::OutOfMemory;
+use covisor_core::nested::NestedTables;
+use covisor_core::xstate::ExtendedState;
+
+use crate::bitmap::Bitmaps;
+use crate::capability::Capabilities;
+pub use crate::cpu::Cpu;
+use crate::ept::Ept;
+pub use crate::vcpu::VmxVcpu;
+
+/// The Intel VT-x engine.
+#[derive(Debug)]
+pub struct Vmx {
+    capabilities: Capabilities,
+    extended: ExtendedState,
+    bitmaps: Bitmaps,
+}
+
+/// One VM: its extended page tables.
+#[derive(Debug)]
+pub struct Vm {
+    tables: NestedTables<Ept>,
+}
+
+impl Engine for Vmx {
+    const KIND: EngineKind = EngineKind::Vmx;
+    const CUTS_TASK_SEGMENT: bool = true;
+    type Cpu = Cpu;
+    type Vm = Vm;
+    type Vcpu = VmxVcpu;
+
+    fn status() -> EngineStatus {
+        capability::status()
+    }
+
+    fn new<H: Host>() -> Result<Self, OutOfMemory> {
+        // SAFETY: drivers run in ring 0, and the engine is made only where its status is usable.
+        let (capabilities, extended) = unsafe { (Capabilities::read(), ExtendedState::new()) };
+        let capabilities = capabilities.map_err(|_| OutOfMemory)?;
+        Ok(Self { capabilities, extended, bitmaps: Bitmaps::new::<H>()? })
+    }
+
+    fn free<H: Host>(self) {
+        self.bitmaps.free::<H>();
+    }
+
+    fn cpu_new<H: Host>(&self) -> Result<Cpu, OutOfMemory> {
+        Cpu::new::<H>(self.capabilities.revision, &self.extended)
+    }
+
+    fn cpu_drop<H: Host>(&self, cpu: Cpu) {
+        cpu.free::<H>();
+    }
+
+    unsafe fn cpu_enable<H: Host>(&self, cpu: &mut Cpu, number: usize) -> Result<(), EngineStatus> {
+        // SAFETY: by the caller.
+        unsafe { cpu.enable::<H>(&self.capabilities, number) }
+    }
+
+    unsafe fn cpu_disable<H: Host>(&self, cpu: &mut Cpu) {
+        // SAFETY: by the caller.
+        unsafe { cpu.disable::<H>() }
+    }
+
+    fn extended_state(&self) -> &ExtendedState {
+        &self.extended
+    }
+
+    fn vm_new<H: Host>(&self) -> Result<Vm, OutOfMemory> {
+        Ok(Vm { tables: NestedTables::new::<H>(Ept, ept::LEVELS)? })
+    }
+
+    fn vm_drop<H: Host>(&self, vm: Vm) {
+        vm.tables.free::<H>();
+    }
+
+    fn vm_map<H: Host>(&self, vm: &mut Vm, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
+        vm.tables.map::<H>(gpa, phys, order)
+    }
+
+    fn vcpu_new<H: Host>(&self, vm: &Vm, tsc_offset: u64) -> Result<VmxVcpu, OutOfMemory> {
+        VmxVcpu::new::<H>(&self.capabilities, &self.extended, ept::pointer(vm.tables.root()), tsc_offset)
+    }
+
+    fn vcpu_drop<H: Host>(&self, vcpu: VmxVcpu) {
+        // SAFETY: core had it given up on its home before.
+        unsafe { vcpu.free::<H>() };
+    }
+
+    fn home(vcpu: &VmxVcpu) -> Option<usize> {
+        vcpu.home
+    }
+
+    unsafe fn give_up(&self, cpu: &mut Cpu, vcpu: &VmxVcpu) {
+        // SAFETY: by the caller.
+        unsafe { cpu.give_up(vcpu) };
+    }
+
+    fn is_complete(vcpu: &VmxVcpu) -> bool {
+        vcpu.registers.is_complete()
+    }
+
+    unsafe fn complete(&self, cpu: &mut Cpu, vcpu: &mut VmxVcpu) {
+        // SAFETY: by the caller; where the VMCS cannot be made current, the next run says so.
+        unsafe {
+            if cpu.take(self, vcpu).is_ok() {
+                vcpu.registers.fetch();
+            }
+        }
+    }
+
+    unsafe fn run<X: ExitHandler<Self>>(&self, cpu: &mut Cpu, _vm: &Vm, vcpu: &mut VmxVcpu, handler: &mut X) {
+        // SAFETY: by the caller.
+        unsafe { switch::run(self, cpu, vcpu, handler) }
+    }
+}

@@ -1,0 +1,596 @@
+//! One vCPU: its VMCS, and the registers that are not in it.
+
+use covisor_abi::Segment;
+use covisor_abi::Table;
+use covisor_core::delivery::Deliveries;
+use covisor_core::delivery::Event;
+use covisor_core::emulate;
+use covisor_core::engine::Vcpu;
+use covisor_core::exit::Injection;
+use covisor_core::host::Block;
+use covisor_core::host::Host;
+use covisor_core::host::OutOfMemory;
+use covisor_core::instructions as insn;
+use covisor_core::msr::index::TSC_AUX;
+use covisor_core::paging;
+use covisor_core::registers::Cr0;
+use covisor_core::registers::Efer;
+use covisor_core::registers::Gprs;
+use covisor_core::registers::RFlags;
+use covisor_core::registers::SegmentName;
+use covisor_core::reset;
+use covisor_core::tlb_tag::Assigned;
+use covisor_core::xstate::Area;
+use covisor_core::xstate::ExtendedState;
+
+use crate::capability::CR4_VMXE;
+use crate::capability::Capabilities;
+use crate::controls::Entry;
+use crate::controls::Processor;
+use crate::exit_reason;
+use crate::exits::HostEvent;
+use crate::registers::Register;
+use crate::registers::Registers;
+use crate::segment;
+use crate::syscall::SyscallMsrs;
+use crate::vmcs::Region;
+
+/// Interruptibility: blocking by STI (SDM vol. 3, table 25-3).
+const INTERRUPTIBILITY_STI: u64 = 1 << 0;
+/// Interruptibility: blocking by MOV SS.
+const INTERRUPTIBILITY_MOV_SS: u64 = 1 << 1;
+/// Interruptibility: blocking by NMI; the guest's own, with virtual NMIs.
+pub(crate) const INTERRUPTIBILITY_NMI: u64 = 1 << 3;
+/// Pending debug exceptions: a single step (25.4.2).
+const PENDING_SINGLE_STEP: u64 = 1 << 14;
+/// The enable bits of DR7.
+const DR7_ENABLES: u64 = 0xff;
+/// DR7.GD.
+pub(crate) const DR7_GENERAL_DETECT: u64 = 1 << 13;
+/// B0 to B3, BD and BS, which an exit qualification of #DB has as DR6 has them (table 28-1).
+pub(crate) const DR6_TRAPS: u64 = 0x600f;
+/// CR0's bits that the guest changes without an exit: nothing of the policy depends on them, and Linux changes them often.
+const CR0_OF_GUEST: u64 = (Cr0::CR0_TASK_SWITCHED.bits() | Cr0::CR0_MONITOR_COPROCESSOR.bits()) as u64;
+/// CR0's bits that an entry does not load, so that they are in the shadow alone: NW and CD (27.3.2.1).
+const CR0_UNLOADED: u64 = (Cr0::CR0_NOT_WRITE_THROUGH.bits() | Cr0::CR0_CACHE_DISABLE.bits()) as u64;
+/// Offset of the task priority in a virtual-APIC page (30.1.1).
+const VIRTUAL_TPR: usize = 0x80;
+
+/// The largest value of the preemption timer.
+const FAR: u64 = u32::MAX as u64;
+
+/// The bits of CR0 that are the host's.
+pub(crate) const CR0_MASK: u64 = !CR0_OF_GUEST;
+/// All of CR4 is the host's: the guest may set what its CPUID offers.
+pub(crate) const CR4_MASK: u64 = !0;
+
+/// One vCPU.
+#[derive(Debug)]
+#[repr(C)]
+pub struct VmxVcpu {
+    /// First, for the switch addresses them from here. RSP is the VMCS's while the guest runs.
+    gprs: Gprs,
+    /// The VMCS was launched since it was cleared: the switch resumes it. It reads it behind the registers.
+    pub(crate) launched: u8,
+    /// A selector for VERW before each entry; 0 where the CPU needs none. The switch reads it, too.
+    pub(crate) clear_buffers: u16,
+    pub(crate) region: Region,
+    /// The page with the virtual task priority.
+    virtual_apic: Block,
+    pub(crate) registers: Registers,
+    /// The controls were written into the VMCS.
+    pub(crate) initialized: bool,
+    /// Number of the CPU that the VMCS is active on.
+    pub(crate) home: Option<usize>,
+    pub(crate) extended: Area,
+    pub(crate) xcr0: u64,
+    pub(crate) tsc_aux: u32,
+    pub(crate) syscall: SyscallMsrs,
+    pub(crate) debug_addresses: [u64; 4],
+    dr6: u64,
+    /// CR2, which neither entry nor exit switches.
+    pub(crate) cr2: u64,
+    /// RSP as the VMCS has it.
+    pub(crate) entered_rsp: u64,
+    pub(crate) assigned: Assigned,
+    pub(crate) deliveries: Deliveries,
+    /// What to deliver at the next entry.
+    pub(crate) injection: Event,
+    /// Why the guest exited last.
+    pub(crate) exit_reason: u64,
+    pub(crate) host_event: HostEvent,
+    /// Forget the guest's translations at the next entry.
+    pub(crate) flush: bool,
+    /// The EPT pointer.
+    pub(crate) ept_pointer: u64,
+    /// Values of the host that the VMCS has, which change now and then.
+    pub(crate) host: HostFields,
+    pub(crate) cr0_ones: u64,
+    cr0_possible: u64,
+    pub(crate) cr4_ones: u64,
+    pub(crate) cr4_possible: u64,
+    /// The priority class whose interrupt window core asked for.
+    window: Option<u8>,
+    /// Core asked for an NMI window.
+    nmi_window: bool,
+    /// When the guest is to exit, by the host's time stamp counter.
+    deadline: Option<u64>,
+    /// The preemption timer counts once in 2^this counts of the time stamp counter.
+    timer_shift: Option<u32>,
+    /// The host's state is put aside and the guest's is loaded.
+    loaded: bool,
+}
+
+/// Host-state fields that are written when they change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HostFields {
+    pub(crate) cr0: u64,
+    pub(crate) cr3: u64,
+    pub(crate) cr4: u64,
+    pub(crate) fs_base: u64,
+}
+
+impl VmxVcpu {
+    /// Where the switch finds whether to resume.
+    pub(crate) const LAUNCHED_OFFSET: usize = core::mem::offset_of!(Self, launched);
+    /// Where it finds the selector for VERW.
+    pub(crate) const CLEAR_BUFFERS_OFFSET: usize = core::mem::offset_of!(Self, clear_buffers);
+
+    pub(crate) fn new<H: Host>(
+        capabilities: &Capabilities,
+        extended: &ExtendedState,
+        ept_pointer: u64,
+        tsc_offset: u64,
+    ) -> Result<Self, OutOfMemory> {
+        let extended = extended.area_new::<H>()?;
+        let pages = Region::new::<H>(capabilities.revision).and_then(|region| match H::alloc_block(0) {
+            Some(virtual_apic) => Ok((region, virtual_apic)),
+            None => {
+                // SAFETY: just made, never active.
+                unsafe { region.free::<H>() };
+                Err(OutOfMemory)
+            }
+        });
+        let (region, virtual_apic) = match pages {
+            Ok(pages) => pages,
+            Err(error) => {
+                extended.free::<H>();
+                return Err(error);
+            }
+        };
+        let mut vcpu = Self {
+            gprs: Gprs::default(),
+            launched: 0,
+            clear_buffers: 0,
+            region,
+            virtual_apic,
+            registers: Registers::new(),
+            initialized: false,
+            home: None,
+            extended,
+            xcr0: 1,
+            tsc_aux: 0,
+            syscall: SyscallMsrs::default(),
+            debug_addresses: [0; 4],
+            dr6: 0,
+            cr2: 0,
+            entered_rsp: 0,
+            assigned: Assigned::default(),
+            deliveries: Deliveries::default(),
+            injection: Event::NONE,
+            exit_reason: 0,
+            host_event: HostEvent::None,
+            flush: false,
+            ept_pointer,
+            host: HostFields::default(),
+            cr0_ones: capabilities.cr0_ones,
+            cr0_possible: capabilities.cr0_possible,
+            cr4_ones: capabilities.cr4_ones | CR4_VMXE,
+            cr4_possible: capabilities.cr4_possible,
+            window: None,
+            nmi_window: false,
+            deadline: None,
+            timer_shift: capabilities.preemption_timer_shift,
+            loaded: false,
+        };
+        vcpu.registers.set(Register::PROCESSOR_CONTROLS, u64::from(capabilities.processor));
+        vcpu.registers.set(Register::ENTRY_CONTROLS, u64::from(capabilities.entry));
+        vcpu.registers.set(Register::TSC_OFFSET, tsc_offset);
+        vcpu.registers.set(Register::PREEMPTION_TIMER, FAR);
+        reset::reset(&mut vcpu);
+        Ok(vcpu)
+    }
+
+    /// Frees it.
+    ///
+    /// # Safety
+    /// Its VMCS is active on no CPU.
+    pub(crate) unsafe fn free<H: Host>(self) {
+        self.extended.free::<H>();
+        // SAFETY: allocated in new(); by the caller no CPU uses them.
+        unsafe {
+            self.region.free::<H>();
+            H::free_block(self.virtual_apic);
+        }
+    }
+
+    /// Physical address of the page with the virtual task priority.
+    pub(crate) fn virtual_apic(&self) -> u64 {
+        self.virtual_apic.phys
+    }
+
+    fn virtual_task_priority(&self) -> *mut u8 {
+        // SAFETY: within the page.
+        unsafe { self.virtual_apic.virt.as_ptr().add(VIRTUAL_TPR) }
+    }
+
+    /// Whether the guest has breakpoints.
+    #[inline]
+    pub(crate) fn debug_active(&self) -> bool {
+        self.registers.get(Register::DR7) & DR7_ENABLES != 0
+    }
+
+    #[inline]
+    pub(crate) fn set_loaded(&mut self, loaded: bool) {
+        self.loaded = loaded;
+    }
+
+    /// Uses a tag at the next entry, as a VPID if the CPU has them.
+    pub(crate) fn assign(&mut self, assigned: Assigned, as_vpid: bool) {
+        self.assigned = assigned;
+        if as_vpid {
+            self.registers.set(Register::VPID, u64::from(assigned.tag));
+        }
+    }
+
+    /// The guest's translations are to be forgotten.
+    fn flush_translations(&mut self) {
+        self.flush = true;
+    }
+
+    fn set_control(&mut self, control: Processor, on: bool) {
+        let mut controls = Processor::from_bits_retain(low(self.registers.get(Register::PROCESSOR_CONTROLS)));
+        controls.set(control, on);
+        self.registers.change(Register::PROCESSOR_CONTROLS, u64::from(controls.bits()));
+    }
+
+    /// What the preemption timer has to count to the deadline, rounded up; one that is further away than the timer reaches comes
+    /// in pieces. `None` without a deadline.
+    #[inline]
+    pub(crate) fn timer_value(&self) -> Option<u64> {
+        let (Some(deadline), Some(shift)) = (self.deadline, self.timer_shift) else { return None };
+        // SAFETY: every CPU with VMX has RDTSC, and drivers may execute it.
+        let now = unsafe { core::arch::x86_64::_rdtsc() };
+        Some((deadline.saturating_sub(now) >> shift).saturating_add(1).min(FAR))
+    }
+
+    /// Sets the controls for [`Vcpu::want_interrupt_window`] and [`Vcpu::want_nmi_window`]. A class above the guest's task priority has a window as soon as the
+    /// guest's flags are open; one that the task priority holds back has to wait for a lower CR8.
+    fn place_window(&mut self) {
+        let task_priority = self.task_priority();
+        let held = self.window.filter(|class| *class <= task_priority);
+        // An NMI that waits behind STI waits for the interrupt window, which opens with the next instruction: its own may exit
+        // before that, and so again and again (26.2).
+        let behind_sti = self.nmi_window && self.registers.get(Register::INTERRUPTIBILITY) & INTERRUPTIBILITY_STI != 0;
+        self.set_control(Processor::NMI_WINDOW, self.nmi_window && !behind_sti);
+        self.set_control(Processor::INTERRUPT_WINDOW, self.window.is_some() && held.is_none() || behind_sti);
+        self.registers.change(Register::TPR_THRESHOLD, u64::from(held.unwrap_or(0)));
+    }
+
+    /// A single step stays pending over an exit at #DB in an interrupt shadow; without it the entry would be refused
+    /// (27.3.1.5).
+    pub(crate) fn keep_single_step(&mut self) {
+        if self.rflags() & RFlags::FLAGS_TF.bits() != 0 && self.interrupt_shadow() {
+            let pending = self.registers.get(Register::PENDING_DEBUG);
+            self.registers.set(Register::PENDING_DEBUG, pending | PENDING_SINGLE_STEP);
+        }
+    }
+
+    /// Whether the exit was made by an instruction whose length the VMCS has (28.2.5).
+    fn exited_at_instruction(&self) -> bool {
+        matches!(
+            self.exit_reason,
+            exit_reason::CPUID
+                ..=exit_reason::WRMSR
+                    | exit_reason::MWAIT
+                    | exit_reason::MONITOR
+                    | exit_reason::PAUSE
+                    | exit_reason::WBINVD
+                    | exit_reason::XSETBV
+        )
+    }
+}
+
+/// The low 32 bits.
+#[expect(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+const fn low(value: u64) -> u32 {
+    value as u32
+}
+
+impl Vcpu for VmxVcpu {
+    const KEEPS_PAGE_DIRECTORY_POINTERS: bool = true;
+
+    fn set_page_directory_pointers(&mut self, pointers: [u64; 4]) {
+        for (register, pointer) in Register::PDPTES.into_iter().zip(pointers) {
+            self.registers.set(register, pointer);
+        }
+    }
+
+    fn set_deadline(&mut self, deadline: Option<u64>) -> bool {
+        if self.timer_shift.is_none() {
+            return false;
+        }
+        if deadline.is_none() && self.deadline.is_some() {
+            self.registers.set(Register::PREEMPTION_TIMER, FAR);
+        }
+        self.deadline = deadline;
+        true
+    }
+
+    fn want_nmi_window(&mut self, on: bool) {
+        if on != self.nmi_window {
+            self.nmi_window = on;
+            self.place_window();
+        }
+    }
+
+    #[inline]
+    fn gprs(&self) -> &Gprs {
+        &self.gprs
+    }
+
+    #[inline]
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.gprs
+    }
+
+    #[inline]
+    fn rip(&self) -> u64 {
+        self.registers.get(Register::RIP)
+    }
+
+    #[inline]
+    fn set_rip(&mut self, value: u64) {
+        self.registers.set(Register::RIP, value);
+    }
+
+    #[inline]
+    fn rflags(&self) -> u64 {
+        self.registers.get(Register::RFLAGS)
+    }
+
+    #[inline]
+    fn set_rflags(&mut self, value: u64) {
+        self.registers.set(Register::RFLAGS, value);
+    }
+
+    fn segment(&self, name: SegmentName) -> Segment {
+        let [low, high, ..] = self.registers.get(Register::selector(name)).to_le_bytes();
+        Segment {
+            base: self.registers.get(Register::base(name)),
+            limit: self::low(self.registers.get(Register::limit(name))),
+            selector: u16::from_le_bytes([low, high]),
+            attributes: segment::from_access_rights(self.registers.get(Register::access_rights(name))),
+        }
+    }
+
+    fn set_segment(&mut self, name: SegmentName, segment: Segment) {
+        self.registers.set(Register::selector(name), u64::from(segment.selector));
+        self.registers.set(Register::base(name), segment.base);
+        self.registers.set(Register::limit(name), u64::from(segment.limit));
+        self.registers.set(Register::access_rights(name), segment::to_access_rights(name, segment.attributes));
+    }
+
+    fn gdtr(&self) -> Table {
+        Table { base: self.registers.get(Register::GDTR_BASE), limit: self.registers.get(Register::GDTR_LIMIT) }
+    }
+
+    fn set_gdtr(&mut self, table: Table) {
+        self.registers.set(Register::GDTR_BASE, table.base);
+        self.registers.set(Register::GDTR_LIMIT, table.limit & 0xffff);
+    }
+
+    fn idtr(&self) -> Table {
+        Table { base: self.registers.get(Register::IDTR_BASE), limit: self.registers.get(Register::IDTR_LIMIT) }
+    }
+
+    fn set_idtr(&mut self, table: Table) {
+        self.registers.set(Register::IDTR_BASE, table.base);
+        self.registers.set(Register::IDTR_LIMIT, table.limit & 0xffff);
+    }
+
+    #[inline]
+    fn cr0(&self) -> u64 {
+        self.registers.get(Register::CR0) & !CR0_MASK | self.registers.get(Register::CR0_SHADOW) & CR0_MASK
+    }
+
+    fn set_cr0(&mut self, value: u64) {
+        self.registers.set(Register::CR0_SHADOW, value);
+        self.registers.set(Register::CR0, (value & !CR0_UNLOADED | self.cr0_ones) & self.cr0_possible);
+        self.flush_translations();
+    }
+
+    #[inline]
+    fn cr2(&self) -> u64 {
+        self.cr2
+    }
+
+    #[inline]
+    fn set_cr2(&mut self, value: u64) {
+        self.cr2 = value;
+    }
+
+    #[inline]
+    fn cr3(&self) -> u64 {
+        self.registers.get(Register::CR3)
+    }
+
+    fn set_cr3(&mut self, value: u64) {
+        self.registers.set(Register::CR3, value);
+        self.flush_translations();
+    }
+
+    #[inline]
+    fn cr4(&self) -> u64 {
+        self.registers.get(Register::CR4_SHADOW)
+    }
+
+    fn set_cr4(&mut self, value: u64) {
+        self.registers.set(Register::CR4_SHADOW, value);
+        self.registers.set(Register::CR4, value | self.cr4_ones);
+        self.flush_translations();
+    }
+
+    #[inline]
+    fn efer(&self) -> u64 {
+        self.registers.get(Register::EFER)
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        self.registers.set(Register::EFER, value);
+        let mut controls = Entry::from_bits_retain(low(self.registers.get(Register::ENTRY_CONTROLS)));
+        controls.set(Entry::GUEST_LONG_MODE, value & Efer::LMA.bits() != 0);
+        self.registers.change(Register::ENTRY_CONTROLS, u64::from(controls.bits()));
+        self.flush_translations();
+    }
+
+    fn pat(&self) -> u64 {
+        self.registers.get(Register::PAT)
+    }
+
+    fn set_pat(&mut self, value: u64) {
+        self.registers.set(Register::PAT, value);
+        self.flush_translations();
+    }
+
+    fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+
+    fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
+        if self.loaded {
+            // SAFETY: the value is valid on this CPU, by the trait's contract, and the guest's state is loaded.
+            unsafe { covisor_core::xstate::write_xcr0(value) };
+        }
+    }
+
+    fn tsc_aux(&self) -> u32 {
+        self.tsc_aux
+    }
+
+    fn set_tsc_aux(&mut self, value: u32) {
+        self.tsc_aux = value;
+        if self.loaded {
+            // SAFETY: core offers TSC_AUX only where the CPU has it, and the host's value is loaded again with the host.
+            unsafe { insn::wrmsr(TSC_AUX, u64::from(value)) };
+        }
+    }
+
+    #[inline]
+    fn task_priority(&self) -> u8 {
+        // SAFETY: the byte is in a page of this vCPU's, which the CPU writes only while the guest runs.
+        unsafe { self.virtual_task_priority().read_volatile() >> 4 }
+    }
+
+    fn set_task_priority(&mut self, value: u8) {
+        // SAFETY: as above.
+        unsafe { self.virtual_task_priority().write_volatile((value & 0xf) << 4) };
+        if self.window.is_some() {
+            self.place_window();
+        }
+    }
+
+    fn debug_address(&self, number: usize) -> u64 {
+        self.debug_addresses[number & 3]
+    }
+
+    fn set_debug_address(&mut self, number: usize, value: u64) {
+        self.debug_addresses[number & 3] = value;
+    }
+
+    fn dr6(&self) -> u64 {
+        self.dr6
+    }
+
+    fn set_dr6(&mut self, value: u64) {
+        self.dr6 = value;
+    }
+
+    fn dr7(&self) -> u64 {
+        self.registers.get(Register::DR7)
+    }
+
+    fn set_dr7(&mut self, value: u64) {
+        self.registers.set(Register::DR7, value);
+    }
+
+    fn tsc_offset(&self) -> u64 {
+        self.registers.get(Register::TSC_OFFSET)
+    }
+
+    fn set_tsc_offset(&mut self, value: u64) {
+        self.registers.set(Register::TSC_OFFSET, value);
+    }
+
+    #[inline]
+    fn cpl(&self) -> u8 {
+        segment::privilege(self.registers.get(Register::access_rights(SegmentName::Ss)))
+    }
+
+    #[inline]
+    fn interrupt_shadow(&self) -> bool {
+        self.registers.get(Register::INTERRUPTIBILITY) & (INTERRUPTIBILITY_STI | INTERRUPTIBILITY_MOV_SS) != 0
+    }
+
+    #[inline]
+    fn set_interrupt_shadow(&mut self, value: bool) {
+        let field = self.registers.get(Register::INTERRUPTIBILITY);
+        let cleared = field & !(INTERRUPTIBILITY_STI | INTERRUPTIBILITY_MOV_SS);
+        // The shadow of MOV SS is valid with any flags; that of STI only with IF (27.3.1.5).
+        let wanted = if value { cleared | INTERRUPTIBILITY_MOV_SS } else { cleared };
+        if wanted != field {
+            self.registers.set(Register::INTERRUPTIBILITY, wanted);
+        }
+    }
+
+    fn nmi_blocked(&self) -> bool {
+        self.registers.get(Register::INTERRUPTIBILITY) & INTERRUPTIBILITY_NMI != 0
+    }
+
+    #[inline]
+    fn next_rip(&self) -> Option<u64> {
+        if !self.loaded || !self.exited_at_instruction() {
+            return None;
+        }
+        // SAFETY: loaded: the VMCS is current.
+        let length = unsafe { crate::instructions::vmread(crate::field::Field::EXIT_INSTRUCTION_LENGTH) };
+        let rip = self.rip();
+        let next = rip.wrapping_add(length);
+        // Only there the code's size matters: EIP wraps.
+        if (rip ^ next) >> 32 != 0 {
+            return Some(emulate::advance(paging::code_size(self), rip, length.to_le_bytes()[0].into()));
+        }
+        Some(next)
+    }
+
+    #[inline]
+    fn inject(&mut self, injection: Injection) {
+        let mut event = Event::encode(injection);
+        if self.cr0() & Cr0::CR0_PROTECTED_MODE.bits() as u64 == 0 {
+            // Real mode has no error codes, and an entry with one is refused (27.2.1.3).
+            event = event.without_error();
+        }
+        self.injection = event;
+    }
+
+    #[inline]
+    fn injection_waits(&self) -> bool {
+        self.injection.is_valid()
+    }
+
+    fn want_interrupt_window(&mut self, class: Option<u8>) {
+        self.window = class;
+        self.place_window();
+    }
+}
