@@ -17,16 +17,10 @@ macro_rules! mistakes {
     ($($name:literal: $prepare:expr, $arguments:expr, $status:expr, $word:expr;)+) => {
         /// The scenarios about bad input.
         pub(crate) const SCENARIOS: &[Scenario] = &[
-            $(Scenario {
-                name: concat!("bad-input/", $name),
-                run: |env| on_host(env, |host| mistake(host, $prepare, $arguments, $status, $word)),
-            },)+
-            Scenario { name: "bad-input/driver-not-loaded", run: |env| on_host(env, driver_not_loaded) },
-            Scenario { name: "bad-input/device-of-something-else", run: |env| on_host(env, device_of_something_else) },
-            Scenario {
-                name: "bad-input/cpu-without-amd-v",
-                run: |env| on_own_host(env, |rig| Ok(rig.cpu(CPU_PLAIN)), cpu_without_amd_v),
-            },
+            $(Scenario::new(concat!("bad-input/", $name), |env, kind| on_host(env, kind, |host| mistake(host, $prepare, $arguments, $status, $word))),)+
+            Scenario::new("bad-input/driver-not-loaded", |env, kind| on_host(env, kind, driver_not_loaded)),
+            Scenario::new("bad-input/device-of-something-else", |env, kind| on_host(env, kind, device_of_something_else)),
+            Scenario::new("bad-input/cpu-without-amd-v", |env, kind| on_own_host(env, kind, |rig| Ok(rig.cpu(CPU_PLAIN)), cpu_without_amd_v)),
         ];
     };
 }

@@ -11,9 +11,9 @@ use crate::checked::{Checked, ensure, told, verdict};
 
 /// The scenarios about the contract for runs.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "contract/run-debian", run: |env| verdict(run_debian(env)) },
-    Scenario { name: "contract/run-mini", run: |env| verdict(run_mini(env)) },
-    Scenario { name: "contract/run-without-the-kernel-file", run: |env| verdict(run_without_the_kernel_file(env)) },
+    Scenario::new("contract/run-debian", |env, _| verdict(run_debian(env))),
+    Scenario::new("contract/run-mini", |env, _| verdict(run_mini(env))),
+    Scenario::new("contract/run-without-the-kernel-file", |env, _| verdict(run_without_the_kernel_file(env))),
 ];
 
 /// Runs `cargo xtask run` with these arguments.

@@ -3,6 +3,7 @@
 use covisor_guest_images::command::Cmd;
 use serde_json::Value;
 use xtask::Env;
+use xtask::rig::RigKind;
 use xtask::scenario::{Scenario, Verdict};
 
 use crate::checked::{Checked, Failure, ensure, told, verdict};
@@ -11,15 +12,18 @@ use crate::hostile::late_by;
 
 /// The scenarios about costs.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "cost/exits", run: |env| bench(env, "exits", exits) },
-    Scenario { name: "cost/boot", run: |env| bench(env, "boot", boot) },
-    Scenario { name: "cost/memory-of-the-loader", run: |env| on_host(env, memory_of_the_loader) },
-    Scenario { name: "cost/signals-are-obeyed-at-once", run: |env| on_host(env, signals_are_obeyed_at_once) },
-    Scenario { name: "cost/wake-ups-are-not-delayed", run: |env| on_host(env, wake_ups_are_not_delayed) },
+    Scenario::new("cost/exits", |env, kind| bench(env, kind, "exits", exits)),
+    Scenario::new("cost/boot", |env, kind| bench(env, kind, "boot", boot)),
+    Scenario::new("cost/memory-of-the-loader", |env, kind| on_host(env, kind, memory_of_the_loader)),
+    Scenario::new("cost/signals-are-obeyed-at-once", |env, kind| on_host(env, kind, signals_are_obeyed_at_once)),
+    Scenario::new("cost/wake-ups-are-not-delayed", |env, kind| on_host(env, kind, wake_ups_are_not_delayed)),
 ];
 
 /// Instructions that a round trip may take at most.
 const EXIT_BARS: [(&str, u64); 4] = [("cpuid", 400), ("port-driver", 500), ("doorbell", 700), ("port-user", 1800)];
+
+/// Those that may take at most a third of KVM's.
+const THIRDS_OF_KVM: [&str; 2] = ["cpuid", "port-driver"];
 
 /// The operations that have a figure.
 const EXIT_OPERATIONS: [&str; 8] =
@@ -43,15 +47,15 @@ struct Figure {
 }
 
 /// Runs a benchmark as a user does, and checks its figures.
-fn bench(env: &Env, name: &str, check: fn(&[Figure]) -> Checked) -> xtask::Result<Verdict> {
+fn bench(env: &Env, kind: RigKind, name: &str, check: fn(&[Figure], RigKind) -> Checked) -> xtask::Result<Verdict> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let text = Cmd::new(cargo)
-        .args(["run", "--quiet", "--package", "xtask", "--", "bench", name, "--json"])
+        .args(["run", "--quiet", "--package", "xtask", "--", "bench", name, "--json", "--rig", kind.name()])
         .dir(&env.root)
         .output()?;
     let figures: Option<Vec<Figure>> = text.lines().map(|line| figure(line, name)).collect();
     let checked = match figures {
-        Some(figures) => check(&figures),
+        Some(figures) => check(&figures, kind),
         None => Err(Failure::Seen(format!("not all lines are figures:\n{text}"))),
     };
     verdict(checked)
@@ -72,20 +76,33 @@ fn instructions(figures: &[Figure], op: &str, system: &str) -> Checked<u64> {
         .ok_or_else(|| Failure::Seen(format!("there is no figure for {op} of {system}: {figures:?}")))
 }
 
-fn exits(figures: &[Figure]) -> Checked {
+/// The systems that a rig's benches compare: covisor on its engine, and KVM.
+fn systems(kind: RigKind) -> (&'static str, &'static str) {
+    match kind {
+        RigKind::Qemu => ("covisor-svm", "kvm-svm"),
+        RigKind::Bochs => ("covisor-vmx", "kvm-vmx"),
+    }
+}
+
+fn exits(figures: &[Figure], kind: RigKind) -> Checked {
+    let (covisor, kvm) = systems(kind);
     for op in EXIT_OPERATIONS {
-        let (ours, kvms) = (instructions(figures, op, "covisor-svm")?, instructions(figures, op, "kvm-svm")?);
+        let (ours, kvms) = (instructions(figures, op, covisor)?, instructions(figures, op, kvm)?);
         ensure!(ours < kvms, "{op} takes {ours} instructions, KVM only {kvms}");
     }
     for (op, bar) in EXIT_BARS {
-        let ours = instructions(figures, op, "covisor-svm")?;
+        let ours = instructions(figures, op, covisor)?;
         ensure!(ours <= bar, "{op} takes {ours} instructions, the bar is {bar}");
+    }
+    for op in THIRDS_OF_KVM {
+        let (ours, kvms) = (instructions(figures, op, covisor)?, instructions(figures, op, kvm)?);
+        ensure!(ours * 3 <= kvms, "{op} takes {ours} instructions, more than a third of KVM's {kvms}");
     }
     Ok(())
 }
 
-fn boot(figures: &[Figure]) -> Checked {
-    let (ours, bare) = (instructions(figures, "boot", "covisor-svm")?, instructions(figures, "boot", "bare")?);
+fn boot(figures: &[Figure], kind: RigKind) -> Checked {
+    let (ours, bare) = (instructions(figures, "boot", systems(kind).0)?, instructions(figures, "boot", "bare")?);
     ensure!(
         ours * 100 <= bare * BOOT_BAR_PERCENT,
         "a boot takes {ours} instructions, more than {BOOT_BAR_PERCENT} % of the bare machine's {bare}"
@@ -171,8 +188,8 @@ mod tests {
     fn a_figure_above_its_bar_fails() {
         let figure =
             |system: &str, instructions| Figure { op: "boot".to_owned(), system: system.to_owned(), instructions };
-        assert!(boot(&[figure("covisor-svm", 114), figure("bare", 100)]).is_ok());
-        assert!(boot(&[figure("covisor-svm", 116), figure("bare", 100)]).is_err());
-        assert!(boot(&[figure("bare", 100)]).is_err());
+        assert!(boot(&[figure("covisor-svm", 114), figure("bare", 100)], RigKind::Qemu).is_ok());
+        assert!(boot(&[figure("covisor-svm", 116), figure("bare", 100)], RigKind::Qemu).is_err());
+        assert!(boot(&[figure("bare", 100)], RigKind::Qemu).is_err());
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use covisor_guest_images::command::{Cmd, find_program};
 use covisor_guest_images::debian::{BootFiles, DebianImage};
-use xtask::rig::{Outcome, Rig};
+use xtask::rig::{Outcome, Rig, RigKind};
 use xtask::run::shell_word;
 use xtask::scenario::{Scenario, Verdict};
 use xtask::{Env, Result, images};
@@ -14,26 +14,35 @@ use crate::host::{Host, in_folder, on_own_host};
 
 /// The scenarios about the Debian guest.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "debian/compiles-and-runs", run: |env| on_debian(env, "6.1.", "-cloud-amd64", compiles_and_runs) },
-    Scenario { name: "debian/boots-cloud-6.1", run: |env| on_debian(env, "6.1.", "-cloud-amd64", boots) },
-    Scenario { name: "debian/boots-generic-6.1", run: |env| on_debian(env, "6.1.", "-amd64", boots) },
-    Scenario { name: "debian/boots-cloud-6.12", run: |env| on_debian(env, "6.12.", "-cloud-amd64", boots) },
-    Scenario { name: "debian/stop-powers-off", run: |env| on_debian(env, "6.1.", "-cloud-amd64", stop_powers_off) },
-    Scenario { name: "debian/disk-round-trip", run: |env| on_debian(env, "6.1.", "-cloud-amd64", disk_round_trip) },
+    Scenario::new("debian/compiles-and-runs", |env, kind| {
+        on_debian(env, kind, "6.1.", "-cloud-amd64", compiles_and_runs)
+    }),
+    Scenario::new("debian/boots-cloud-6.1", |env, kind| on_debian(env, kind, "6.1.", "-cloud-amd64", boots)),
+    Scenario::new("debian/boots-generic-6.1", |env, kind| on_debian(env, kind, "6.1.", "-amd64", boots)),
+    Scenario::new("debian/boots-cloud-6.12", |env, kind| on_debian(env, kind, "6.12.", "-cloud-amd64", boots)),
+    Scenario::new("debian/stop-powers-off", |env, kind| on_debian(env, kind, "6.1.", "-cloud-amd64", stop_powers_off)),
+    Scenario::new("debian/disk-round-trip", |env, kind| on_debian(env, kind, "6.1.", "-cloud-amd64", disk_round_trip)),
 ];
 
 /// The guest. Its disk is the host's first, whose changes are gone with the host.
-const DEBIAN: &str = "run --engine svm --kernel debian-kernel --initrd debian-initrd --disk /dev/vda --mem 512 \
+const DEBIAN: &str = "run --engine $ENGINE --kernel debian-kernel --initrd debian-initrd --disk $DISK --mem 512 \
                       --append 'console=tty0 console=hvc0 root=/dev/vda ro'";
 
 /// The host's memory: the guest's, the files, and the room that all of it takes while the host unpacks them.
 const HOST_MEMORY_MIB: u32 = 1536;
 
 /// Tries a scenario on a host with the Debian image and one of its kernels, and checks the file system afterwards.
-fn on_debian(env: &Env, version: &str, flavour: &str, scenario: impl FnOnce(&mut Host) -> Checked) -> Result<Verdict> {
+fn on_debian(
+    env: &Env,
+    kind: RigKind,
+    version: &str,
+    flavour: &str,
+    scenario: impl FnOnce(&mut Host) -> Checked,
+) -> Result<Verdict> {
     let image = images::debian(env)?;
     on_own_host(
         env,
+        kind,
         |rig| debian_rig(rig, &image, version, flavour),
         |host| {
             scenario(host)?;
@@ -87,7 +96,7 @@ fn exec(host: &mut Host, options: &str, command: &str) -> Checked<Outcome> {
 /// Checks that the guest left its file system in order: whole, and with nothing left in its journal.
 fn file_system_is_clean(host: &mut Host) -> Checked {
     let program = with_libraries("e2fsck")?.pop().unwrap_or_default();
-    let outcome = host.sh(&format!("{} -f -n /dev/vda", program.display()))?;
+    let outcome = host.sh(&format!("{} -f -n $DISK", program.display()))?;
     let text = format!("{}{}", outcome.stdout_text(), outcome.stderr_text());
     ensure!(outcome.status == 0 && !text.contains("journal recovery"), "fsck -n: {}", told(&outcome));
     Ok(())
@@ -132,9 +141,10 @@ fn stop_powers_off(host: &mut Host) -> Checked {
     );
     let outcome = host.sh(&script)?;
     ensure!(outcome.status == 0, "{}", told(&outcome));
+    let engine = host.engine();
     let listed = outcome.stdout_text().lines().any(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        matches!(words[..], ["stopped", _, "running", "svm", "512", _, _])
+        matches!(words[..], ["stopped", _, "running", by, "512", _, _] if by == engine)
     });
     ensure!(listed, "`covisor ps` does not list the machine: {}", told(&outcome));
     Ok(())

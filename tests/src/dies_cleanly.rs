@@ -10,15 +10,13 @@ use crate::host::{Host, MINI, PROBE, on_host, on_own_host};
 
 /// The scenarios about what machines leave behind.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "dies-cleanly/200-machines-one-after-another", run: |env| on_host(env, many_machines) },
-    Scenario {
-        name: "dies-cleanly/killed-50-times",
-        run: |env| on_host(env, |host| killed(host, EARLY_KILLS, WORKING_KILLS)),
-    },
-    Scenario {
-        name: "dies-cleanly/killed-on-two-cpus",
-        run: |env| on_own_host(env, |rig| Ok(rig.cpus(2)), |host| killed(host, TWO_CPU_KILLS, 0)),
-    },
+    Scenario::new("dies-cleanly/200-machines-one-after-another", |env, kind| on_host(env, kind, many_machines)),
+    Scenario::new("dies-cleanly/killed-50-times", |env, kind| {
+        on_host(env, kind, |host| killed(host, EARLY_KILLS, WORKING_KILLS))
+    }),
+    Scenario::new("dies-cleanly/killed-on-two-cpus", |env, kind| {
+        on_own_host(env, kind, |rig| Ok(rig.cpus(2)), |host| killed(host, TWO_CPU_KILLS, 0))
+    }),
 ];
 
 /// How many machines run one after another.

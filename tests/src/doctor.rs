@@ -1,6 +1,6 @@
 //! `covisor doctor`: what it says of machines that can run guests and of those that cannot.
 
-use xtask::rig::CPU_PLAIN;
+use xtask::rig::{CPU_PLAIN, RigKind};
 use xtask::scenario::Scenario;
 use xtask::{Env, build};
 
@@ -9,14 +9,13 @@ use crate::host::{Host, PROBE, in_folder, on_host, on_own_host};
 
 /// The scenarios about `doctor`, and about sharing the CPU's extension with KVM.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "doctor/all-is-well", run: |env| on_host(env, all_is_well) },
-    Scenario { name: "doctor/driver-not-loaded", run: |env| on_host(env, driver_not_loaded) },
-    Scenario {
-        name: "doctor/cpu-without-amd-v",
-        run: |env| on_own_host(env, |rig| Ok(rig.cpu(CPU_PLAIN)), cpu_without_amd_v),
-    },
-    Scenario { name: "doctor/taken-by-kvm", run: |env| with_kvm(env, taken_by_kvm) },
-    Scenario { name: "doctor/kvm-does-not-get-what-covisor-has", run: |env| with_kvm(env, kvm_has_to_wait) },
+    Scenario::new("doctor/all-is-well", |env, kind| on_host(env, kind, all_is_well)),
+    Scenario::new("doctor/driver-not-loaded", |env, kind| on_host(env, kind, driver_not_loaded)),
+    Scenario::new("doctor/cpu-without-amd-v", |env, kind| {
+        on_own_host(env, kind, |rig| Ok(rig.cpu(CPU_PLAIN)), cpu_without_amd_v)
+    }),
+    Scenario::new("doctor/taken-by-kvm", |env, kind| with_kvm(env, kind, taken_by_kvm)),
+    Scenario::new("doctor/kvm-does-not-get-what-covisor-has", |env, kind| with_kvm(env, kind, kvm_has_to_wait)),
 ];
 
 /// The exit status when the driver or the engine is missing or refuses.
@@ -32,7 +31,7 @@ fn all_is_well(host: &mut Host) -> Checked {
     let text = outcome.stdout_text();
     ensure!(
         outcome.status == 0
-            && has_line(&text, &["ok", "svm", "AMD-V", "with", "nested", "paging", "is", "available"])
+            && has_line(&text, host.doctors_words())
             && has_line(&text, &["ok", "driver", "loaded,"])
             && text.ends_with("This machine can run guests.\n"),
         "{}",
@@ -48,7 +47,7 @@ fn driver_not_loaded(host: &mut Host) -> Checked {
     let text = outcome.stdout_text();
     ensure!(
         outcome.status == DRIVER
-            && has_line(&text, &["ok", "svm"])
+            && has_line(&text, &["ok", host.engine()])
             && has_line(&text, &["-", "driver"])
             && text.contains("sudo covisor driver install"),
         "{}",
@@ -71,28 +70,30 @@ fn cpu_without_amd_v(host: &mut Host) -> Checked {
 }
 
 /// Tries a scenario on a host with KVM.
-fn with_kvm(env: &Env, scenario: fn(&mut Host) -> Checked) -> xtask::Result<xtask::scenario::Verdict> {
+fn with_kvm(env: &Env, kind: RigKind, scenario: fn(&mut Host) -> Checked) -> xtask::Result<xtask::scenario::Verdict> {
     let monitor = build::static_program(env, "covisor-kvm-bench", "covisor-kvm-bench")?;
-    on_own_host(env, |rig| Ok(rig.file(monitor, in_folder("kvm-bench"))), scenario)
+    on_own_host(env, kind, |rig| Ok(rig.file(monitor, in_folder("kvm-bench"))), scenario)
 }
 
 /// While a machine of KVM's runs, covisor says that it cannot; when that has ended, it can.
 fn taken_by_kvm(host: &mut Host) -> Checked {
     let outcome = host.sh(&format!(
-        "modprobe kvm_amd || exit
+        "modprobe $KVM || exit
         ./kvm-bench --append test=idle probe & sleep 1
         ./covisor doctor; echo \"doctor's status $?\"
         ./covisor {PROBE} --append test=entry </dev/null; echo \"run's status $?\"
-        kill -9 $!; wait $!; rmmod kvm_amd kvm || exit
+        kill -9 $!; wait $!; rmmod $KVM kvm || exit
         ./covisor {PROBE} --append test=entry </dev/null"
     ))?;
     let text = outcome.stdout_text();
     ensure!(
         outcome.status == 0
-            && has_line(&text, &["-", "svm", "another", "hypervisor", "holds", "AMD-V;"])
+            && has_line(&text, &["-", host.engine(), "another", "hypervisor", "holds"])
             && text.contains("doctor's status 2")
             && text.contains("run's status 2")
-            && outcome.stderr_text().contains("covisor: error: engine svm: another hypervisor holds AMD-V"),
+            && outcome
+                .stderr_text()
+                .contains(&format!("covisor: error: engine {}: another hypervisor holds", host.engine())),
         "{}",
         told(&outcome)
     );
@@ -103,10 +104,10 @@ fn taken_by_kvm(host: &mut Host) -> Checked {
 fn kvm_has_to_wait(host: &mut Host) -> Checked {
     let outcome = host.sh(&format!(
         "./covisor {PROBE} --append test=idle --timeout 500 </dev/null >/dev/null & sleep 1
-        modprobe kvm_amd && ./kvm-bench --append test=entry probe && echo 'KVM ran beside covisor'
+        modprobe $KVM && ./kvm-bench --append test=entry probe && echo 'KVM ran beside covisor'
         ./covisor ps
         kill $!; wait $!; echo \"its status $?\"
-        ./kvm-bench --append test=entry probe && rmmod kvm_amd kvm"
+        ./kvm-bench --append test=entry probe && rmmod $KVM kvm"
     ))?;
     let text = outcome.stdout_text();
     ensure!(

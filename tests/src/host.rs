@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use xtask::rig::{Input, Machine, Outcome, Rig};
+use xtask::rig::{Input, Machine, Outcome, Rig, RigKind};
 use xtask::scenario::Verdict;
 use xtask::{Env, Result, build, images, probe, run};
 
@@ -16,17 +16,26 @@ use crate::checked::{Checked, ensure, told, verdict};
 /// The folder in the host where everything is, and where scripts run.
 pub(crate) const FOLDER: &str = "/covisor";
 
-/// A guest that boots Linux: Debian's cloud kernel with busybox.
-pub(crate) const MINI: &str = "run --engine svm --kernel vmlinuz --initrd mini --append quiet";
+/// A guest that boots Linux: Debian's cloud kernel with busybox. Like all scripts it names what depends on the test machine by
+/// the variables of [`prelude`].
+pub(crate) const MINI: &str = "run --engine $ENGINE --kernel vmlinuz --initrd mini --append quiet";
 
 /// A guest without an operating system: the probe. `--append test=NAME` says what it does.
-pub(crate) const PROBE: &str = "run --engine svm --kernel probe --mem 64 --console serial --no-reboot";
+pub(crate) const PROBE: &str = "run --engine $ENGINE --kernel probe --mem 64 --console serial --no-reboot";
 
 /// How long a script may take by this machine's clock.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Begins each script.
-const PRELUDE: &str = "cd /covisor\n";
+/// Begins each script: the folder, and what depends on the test machine. Whose CPU it is the probe is told, for it knows the
+/// flaws of QEMU's.
+fn prelude(kind: RigKind) -> String {
+    let (engine, kvm, cpu) = match kind {
+        RigKind::Qemu => ("svm", "kvm_amd", "tcg"),
+        RigKind::Bochs => ("vmx", "kvm_intel", "bochs"),
+    };
+    let disk = kind.first_disk();
+    format!("cd {FOLDER}\nENGINE={engine} KVM={kvm} CPU={cpu} DISK={disk}\n")
+}
 
 /// Puts the host into the state that [`Host::check_clean`] expects.
 const SET_UP: &str = "modprobe msr && ./covisor driver install --module covisor.ko >/dev/null && dmesg -c >/dev/null";
@@ -44,13 +53,9 @@ if grep -q '^covisor ' /proc/modules; then
 else
     echo "the driver is not loaded any more"
 fi
-# Bit 12 of EFER: the third digit of its bytes, lowest byte first.
-for msr in /dev/cpu/*/msr; do
-    efer=$(dd if="$msr" bs=8 count=1 iflag=skip_bytes skip=$((0xc0000080)) 2>/dev/null | xxd -p)
-    case "$efer" in
-        ??[02468ace]*) ;;
-        *) echo "$msr: SVM is still enabled (EFER has the bytes $efer)" ;;
-    esac
+# An extension that was not given back looks as if another hypervisor had it.
+for cpu in $(seq 0 $(($(nproc) - 1))); do
+    taskset -c "$cpu" ./covisor doctor | grep -q "^ok *$ENGINE " || echo "the engine $ENGINE is still on, on CPU $cpu"
 done
 dmesg -c -r | sed 's/^/kernel: /'
 rm -rf /tmp/*
@@ -69,14 +74,15 @@ const HARMLESS: [&str; 5] = [
 #[derive(Debug)]
 pub(crate) struct Host {
     machine: Machine,
+    kind: RigKind,
 }
 
 /// A rig with covisor, its driver, the guests `mini` and `probe`, and
 /// `host-watch`, all in [`FOLDER`].
-pub(crate) fn rig(env: &Env) -> Result<Rig> {
+pub(crate) fn rig(env: &Env, kind: RigKind) -> Result<Rig> {
     let kernel = images::default_kernel(env)?;
     let mini = images::mini(env, &kernel)?;
-    Ok(run::covisor_rig(env)?
+    Ok(run::covisor_rig(env, kind)?
         .file(kernel.vmlinuz, in_folder("vmlinuz"))
         .file(mini, in_folder("mini"))
         .file(probe::build_probe(env)?, in_folder("probe"))
@@ -90,12 +96,30 @@ pub(crate) fn in_folder(name: &str) -> String {
 }
 
 impl Host {
-    /// Starts a rig made by [`rig`] and loads the driver.
-    pub(crate) fn start(rig: Rig) -> Checked<Self> {
-        let mut host = Self { machine: rig.start()? };
+    /// Starts a rig of this kind, made by [`rig`], and loads the driver.
+    pub(crate) fn start(rig: Rig, kind: RigKind) -> Checked<Self> {
+        let mut host = Self { machine: rig.start()?, kind };
         let outcome = host.sh(SET_UP)?;
         ensure!(outcome.status == 0, "the driver cannot be loaded: {}", told(&outcome));
         Ok(host)
+    }
+
+    /// The engine that this CPU is for.
+    pub(crate) fn engine(&self) -> &'static str {
+        match self.kind {
+            RigKind::Qemu => "svm",
+            RigKind::Bochs => "vmx",
+        }
+    }
+
+    /// How the line begins by which `doctor` says that this engine can run guests.
+    pub(crate) fn doctors_words(&self) -> &'static [&'static str] {
+        match self.kind {
+            RigKind::Qemu => &["ok", "svm", "AMD-V", "with", "nested", "paging", "is", "available"],
+            RigKind::Bochs => {
+                &["ok", "vmx", "Intel", "VT-x", "with", "EPT", "and", "unrestricted", "guest", "is", "available"]
+            }
+        }
     }
 
     /// Runs a script in [`FOLDER`].
@@ -105,7 +129,7 @@ impl Host {
 
     /// The same with standard input.
     pub(crate) fn sh_with(&mut self, script: &str, input: Input) -> Checked<Outcome> {
-        Ok(self.machine.run_with(&format!("{PRELUDE}{script}"), input)?)
+        Ok(self.machine.run_with(&format!("{}{script}", prelude(self.kind)), input)?)
     }
 
     /// Runs a script that must succeed, and gives its standard output.
@@ -120,7 +144,7 @@ impl Host {
         self.sh(&format!("exec ./covisor {arguments} </dev/null"))
     }
 
-    /// Checks that no machine is left: no process, no socket, no use of the driver, SVM given back on every CPU; and that
+    /// Checks that no machine is left: no process, no socket, no use of the driver, the extension given back on every CPU; and that
     /// the kernel has not warned of anything since the last check.
     pub(crate) fn check_clean(&mut self) -> Checked {
         let outcome = self.sh(COMPLAINTS)?;
@@ -145,18 +169,19 @@ fn is_complaint(line: &str) -> bool {
 }
 
 thread_local! {
-    static SHARED: RefCell<Option<Host>> = const { RefCell::new(None) };
+    static SHARED: RefCell<Vec<Host>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Tries a scenario on the shared host, and checks afterwards that the host is as it was.
-pub(crate) fn on_host(env: &Env, scenario: impl FnOnce(&mut Host) -> Checked) -> Result<Verdict> {
+/// Tries a scenario on the shared host of this kind, and checks afterwards that the host is as it was.
+pub(crate) fn on_host(env: &Env, kind: RigKind, scenario: impl FnOnce(&mut Host) -> Checked) -> Result<Verdict> {
     SHARED.with_borrow_mut(|shared| {
-        let tried = match shared.take() {
+        let found = shared.iter().position(|host| host.kind == kind).map(|place| shared.swap_remove(place));
+        let tried = match found {
             Some(host) => {
                 host.machine.go_on();
                 Ok(host)
             }
-            None => rig(env).map_err(Into::into).and_then(|rig| Host::start(rig.count_instructions(true))),
+            None => rig(env, kind).map_err(Into::into).and_then(|rig| Host::start(rig.count_instructions(true), kind)),
         }
         .and_then(|mut host| {
             scenario(&mut host)?;
@@ -164,17 +189,19 @@ pub(crate) fn on_host(env: &Env, scenario: impl FnOnce(&mut Host) -> Checked) ->
             host.machine.pause();
             Ok(host)
         });
-        verdict(tried.map(|host| *shared = Some(host)))
+        verdict(tried.map(|host| shared.push(host)))
     })
 }
 
 /// Tries a scenario on a host of its own, and checks afterwards that the host is as it was.
 pub(crate) fn on_own_host(
     env: &Env,
+    kind: RigKind,
     shape: impl FnOnce(Rig) -> Checked<Rig>,
     scenario: impl FnOnce(&mut Host) -> Checked,
 ) -> Result<Verdict> {
-    let tried = rig(env).map_err(Into::into).and_then(shape).and_then(Host::start).and_then(|mut host| {
+    let started = rig(env, kind).map_err(Into::into).and_then(shape).and_then(|rig| Host::start(rig, kind));
+    let tried = started.and_then(|mut host| {
         scenario(&mut host)?;
         host.check_clean()
     });

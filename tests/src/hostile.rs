@@ -28,9 +28,9 @@ macro_rules! attacks {
     ($($name:literal,)+) => {
         /// The scenarios about hostile guests.
         pub(crate) const SCENARIOS: &[Scenario] = &[
-            Scenario { name: "probe/every-check", run: |env| on_host(env, every_check) },
-            Scenario { name: "hostile/ctrl-c-ends-a-loop", run: |env| on_host(env, ctrl_c_ends_a_loop) },
-            $(Scenario { name: concat!("hostile/", $name), run: |env| on_host(env, |host| attack(host, $name)) },)+
+            Scenario::new("probe/every-check", |env, kind| on_host(env, kind, every_check)),
+            Scenario::new("hostile/ctrl-c-ends-a-loop", |env, kind| on_host(env, kind, ctrl_c_ends_a_loop)),
+            $(Scenario::new(concat!("hostile/", $name), |env, kind| on_host(env, kind, |host| attack(host, $name))),)+
         ];
     };
 }
@@ -72,7 +72,7 @@ attacks! {
 
 /// The probe with a command line, on the host's first CPU.
 fn probe(append: &str) -> String {
-    format!("taskset 1 ./covisor {PROBE} --append 'cpu=tcg {append}' </dev/null")
+    format!("taskset 1 ./covisor {PROBE} --append \"cpu=$CPU {append}\" </dev/null")
 }
 
 /// Every check of the probe: the CPU that the guest sees is the one in the manual.

@@ -7,16 +7,15 @@ use crate::host::{Host, MINI, PROBE, on_host, on_own_host};
 
 /// The scenarios about running machines.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "lifecycle/driver-in-use-stays", run: |env| on_host(env, driver_in_use_stays) },
-    Scenario { name: "lifecycle/ps-and-stop", run: |env| on_host(env, ps_and_stop) },
-    Scenario { name: "lifecycle/name-is-taken", run: |env| on_host(env, name_is_taken) },
-    Scenario { name: "lifecycle/two-machines-at-once", run: |env| on_host(env, two_machines_at_once) },
-    Scenario { name: "host-state/registers-stay", run: |env| on_own_host(env, Ok, registers_stay) },
-    Scenario {
-        name: "host-state/registers-stay-on-two-cpus",
-        run: |env| on_own_host(env, |rig| Ok(rig.cpus(2)), registers_stay),
-    },
-    Scenario { name: "host-state/msrs-stay", run: |env| on_host(env, msrs_stay) },
+    Scenario::new("lifecycle/driver-in-use-stays", |env, kind| on_host(env, kind, driver_in_use_stays)),
+    Scenario::new("lifecycle/ps-and-stop", |env, kind| on_host(env, kind, ps_and_stop)),
+    Scenario::new("lifecycle/name-is-taken", |env, kind| on_host(env, kind, name_is_taken)),
+    Scenario::new("lifecycle/two-machines-at-once", |env, kind| on_host(env, kind, two_machines_at_once)),
+    Scenario::new("host-state/registers-stay", |env, kind| on_own_host(env, kind, Ok, registers_stay)),
+    Scenario::new("host-state/registers-stay-on-two-cpus", |env, kind| {
+        on_own_host(env, kind, |rig| Ok(rig.cpus(2)), registers_stay)
+    }),
+    Scenario::new("host-state/msrs-stay", |env, kind| on_host(env, kind, msrs_stay)),
 ];
 
 /// A machine in the background that goes on until it is ended; the script goes on when it runs. Its process is `$pid`.
@@ -58,10 +57,11 @@ fn ps_and_stop(host: &mut Host) -> Checked {
         endless("one")
     ))?;
     let (text, errors) = (outcome.stdout_text(), outcome.stderr_text());
+    let engine = host.engine();
     let listed = |state: &str| {
         text.lines().any(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
-            matches!(words[..], ["one", _, is, "svm", "64", _, _] if is == state)
+            matches!(words[..], ["one", _, is, by, "64", _, _] if is == state && by == engine)
         })
     };
     ensure!(
@@ -118,7 +118,7 @@ fn registers_stay(host: &mut Host) -> Checked {
         "taskset 1 ./host-watch registers >/tmp/registers & watch=$!
         taskset 1 ./covisor {MINI} --exec 'sha256sum /bin/busybox; dmesg | tail -n 1' </dev/null >/dev/null || exit
         for test in all clock-anywhere random-cr random-msr random-user-code; do
-            taskset 1 ./covisor {PROBE} --append \"cpu=tcg test=$test\" --timeout 3 </dev/null >/dev/null 2>&1
+            taskset 1 ./covisor {PROBE} --append \"cpu=$CPU test=$test\" --timeout 3 </dev/null >/dev/null 2>&1
         done
         kill $watch; wait $watch; status=$?; cat /tmp/registers; exit $status"
     ))?;

@@ -9,20 +9,18 @@ use crate::host::{Host, MINI, on_host};
 
 /// The scenarios about the small Linux guest.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "mini/exec-gives-output-and-status", run: |env| on_host(env, exec_gives_output_and_status) },
-    Scenario { name: "mini/exec-is-binary-clean", run: |env| on_host(env, exec_is_binary_clean) },
-    Scenario { name: "mini/exec-gives-a-signal-as-status", run: |env| on_host(env, exec_gives_a_signal_as_status) },
-    Scenario {
-        name: "mini/exec-tells-of-a-guest-that-leaves",
-        run: |env| on_host(env, exec_tells_of_a_guest_that_leaves),
-    },
-    Scenario {
-        name: "mini/reboot-and-power-off-at-the-console",
-        run: |env| on_host(env, reboot_and_power_off_at_the_console),
-    },
-    Scenario { name: "mini/disk-keeps-what-is-written", run: |env| on_host(env, disk_keeps_what_is_written) },
-    Scenario { name: "mini/read-only-disk-stays", run: |env| on_host(env, read_only_disk_stays) },
-    Scenario { name: "mini/timeout-ends-it", run: |env| on_host(env, timeout_ends_it) },
+    Scenario::new("mini/exec-gives-output-and-status", |env, kind| on_host(env, kind, exec_gives_output_and_status)),
+    Scenario::new("mini/exec-is-binary-clean", |env, kind| on_host(env, kind, exec_is_binary_clean)),
+    Scenario::new("mini/exec-gives-a-signal-as-status", |env, kind| on_host(env, kind, exec_gives_a_signal_as_status)),
+    Scenario::new("mini/exec-tells-of-a-guest-that-leaves", |env, kind| {
+        on_host(env, kind, exec_tells_of_a_guest_that_leaves)
+    }),
+    Scenario::new("mini/reboot-and-power-off-at-the-console", |env, kind| {
+        on_host(env, kind, reboot_and_power_off_at_the_console)
+    }),
+    Scenario::new("mini/disk-keeps-what-is-written", |env, kind| on_host(env, kind, disk_keeps_what_is_written)),
+    Scenario::new("mini/read-only-disk-stays", |env, kind| on_host(env, kind, read_only_disk_stays)),
+    Scenario::new("mini/timeout-ends-it", |env, kind| on_host(env, kind, timeout_ends_it)),
 ];
 
 /// The exit status of `--timeout`.
@@ -41,8 +39,9 @@ fn exec_gives_output_and_status(host: &mut Host) -> Checked {
     // Beside the command's own there is only the line about the engine.
     let stderr = outcome.stderr_text();
     let lines: Vec<&str> = stderr.lines().collect();
+    let told_of = format!("covisor: engine {}: ", host.engine());
     ensure!(
-        matches!(lines[..], [engine, "err"] if engine.starts_with("covisor: engine svm: ")),
+        matches!(lines[..], [engine, "err"] if engine.starts_with(&told_of)),
         "standard error is not the engine's line and the command's: {}",
         told(&outcome)
     );

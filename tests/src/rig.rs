@@ -8,13 +8,13 @@ use xtask::{Env, Error, Result};
 
 /// The scenarios about the rig.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "rig/host-runs-scripts", run: host_runs_scripts },
-    Scenario { name: "rig/bytes-pass-unchanged", run: bytes_pass_unchanged },
-    Scenario { name: "rig/kvm-loads-where-the-cpu-has-svm", run: kvm_loads },
-    Scenario { name: "rig/no-svm-without-it", run: no_svm },
-    Scenario { name: "rig/sleeping-is-free-where-instructions-count", run: sleeping_is_free },
-    Scenario { name: "rig/a-dead-host-is-told", run: a_dead_host_is_told },
-    Scenario { name: "rig/a-slow-script-is-told", run: a_slow_script_is_told },
+    Scenario::new("rig/host-runs-scripts", |env, _| host_runs_scripts(env)),
+    Scenario::new("rig/bytes-pass-unchanged", |env, _| bytes_pass_unchanged(env)),
+    Scenario::new("rig/kvm-loads-where-the-cpu-has-svm", |env, _| kvm_loads(env)),
+    Scenario::new("rig/no-svm-without-it", |env, _| no_svm(env)),
+    Scenario::new("rig/sleeping-is-free-where-instructions-count", |env, _| sleeping_is_free(env)),
+    Scenario::new("rig/a-dead-host-is-told", |env, _| a_dead_host_is_told(env)),
+    Scenario::new("rig/a-slow-script-is-told", |env, _| a_slow_script_is_told(env)),
 ];
 
 fn host_runs_scripts(env: &Env) -> Result<Verdict> {

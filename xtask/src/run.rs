@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::host_shell::exit_code;
-use crate::rig::{Disk, Input, Rig};
+use crate::rig::{Disk, Input, Rig, RigKind};
 use crate::{build, driver, images, rig, setup};
 
 /// Where things are in the host.
@@ -133,7 +133,7 @@ struct GuestFiles {
 pub fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
     setup::ensure(env)?;
     let guest = GuestFiles::find(env, args)?;
-    let rig = covisor_rig(env)?
+    let rig = covisor_rig(env, RigKind::Qemu)?
         .cpu(&args.cpu)
         .memory_mib(host_memory(args.mem, &[&guest.kernel, &guest.initrd]))
         .file(&guest.kernel, KERNEL)
@@ -161,9 +161,9 @@ pub fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
 ///
 /// # Errors
 /// When one of them cannot be built.
-pub fn covisor_rig(env: &Env) -> Result<Rig> {
+pub fn covisor_rig(env: &Env, kind: RigKind) -> Result<Rig> {
     let loader = build::loader(env)?;
-    let rig = Rig::new(env)?;
+    let rig = Rig::of_kind(env, kind)?;
     let module = driver::build_linux_module(env, &rig.host().headers)?;
     Ok(rig.file(loader, PROGRAM).file(module, MODULE))
 }

@@ -10,6 +10,7 @@ use std::thread::available_parallelism;
 use std::time::Instant;
 
 use crate::env::Env;
+use crate::rig::RigKind;
 
 /// How a scenario ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +43,33 @@ impl<E: std::error::Error> From<Result<Verdict, E>> for Verdict {
 pub struct Scenario {
     /// Its name, as `area/what-holds`.
     pub name: &'static str,
-    /// Tries it.
-    pub run: fn(&Env) -> crate::Result<Verdict>,
+    /// Tries it on a test machine of this kind.
+    pub run: fn(&Env, RigKind) -> crate::Result<Verdict>,
+    /// The kind.
+    pub on: RigKind,
+}
+
+impl Scenario {
+    /// A scenario, on QEMU's machine as long as nothing else is said.
+    #[must_use]
+    pub const fn new(name: &'static str, run: fn(&Env, RigKind) -> crate::Result<Verdict>) -> Self {
+        Self { name, run, on: RigKind::Qemu }
+    }
+
+    /// The same on another machine.
+    #[must_use]
+    pub const fn on(self, kind: RigKind) -> Self {
+        Self { on: kind, ..self }
+    }
+
+    /// Its name in lists and for filters: on Bochs' machine it begins with `vmx/`.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        match self.on {
+            RigKind::Qemu => self.name.to_owned(),
+            RigKind::Bochs => format!("vmx/{}", self.name),
+        }
+    }
 }
 
 /// How many tests ended in which way.
@@ -99,17 +125,17 @@ impl std::fmt::Display for Tally {
 ///
 /// What a scenario keeps for the next one in a thread-local variable, it keeps once for each of these threads.
 pub fn run_all(env: &Env, scenarios: &[Scenario], filter: &str) -> Tally {
-    let chosen: Vec<&Scenario> = scenarios.iter().filter(|scenario| scenario.name.contains(filter)).collect();
+    let chosen: Vec<&Scenario> = scenarios.iter().filter(|scenario| scenario.full_name().contains(filter)).collect();
     let next = AtomicUsize::new(0);
     let tally = Mutex::new(Tally::default());
     let work = || {
         while let Some(scenario) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
             let start = Instant::now();
-            let verdict = match catch_unwind(AssertUnwindSafe(|| (scenario.run)(env))) {
+            let verdict = match catch_unwind(AssertUnwindSafe(|| (scenario.run)(env, scenario.on))) {
                 Ok(result) => Verdict::from(result),
                 Err(_) => Verdict::Fail("it panicked; the message is above".to_owned()),
             };
-            tell(scenario.name, start.elapsed().as_secs(), &verdict);
+            tell(&scenario.full_name(), start.elapsed().as_secs(), &verdict);
             tally.lock().unwrap_or_else(PoisonError::into_inner).count(&verdict);
         }
     };

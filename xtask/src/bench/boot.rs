@@ -22,7 +22,7 @@ use super::figure::{BARE, COVISOR, Figure};
 use super::{BenchError, stub};
 use crate::env::Env;
 use crate::error::{Error, Result};
-use crate::rig::{self, Machine};
+use crate::rig::{self, Machine, RigKind};
 use crate::{build, images, run};
 
 /// Where things are in the host.
@@ -54,7 +54,7 @@ pub(super) fn run(env: &Env) -> Result<Vec<Figure>> {
     step.done();
     env.progress.say(&format!("bare: {bare} instructions"));
 
-    let rig = run::covisor_rig(env)?
+    let rig = run::covisor_rig(env, RigKind::Qemu)?
         .count_instructions(true)
         .memory_mib(MEMORY_MIB + 512)
         .file(&kernel, KERNEL)

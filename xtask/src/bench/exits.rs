@@ -5,7 +5,7 @@ use super::BenchError;
 use super::figure::{COVISOR, Figure, KVM};
 use crate::env::Env;
 use crate::error::Result;
-use crate::rig::Machine;
+use crate::rig::{Machine, RigKind};
 use crate::{build, probe, run};
 
 /// Where things are in the host.
@@ -24,8 +24,11 @@ const FIGURE: &str = "bench ";
 pub(super) fn run(env: &Env) -> Result<Vec<Figure>> {
     let probe = probe::build_probe(env)?;
     let kvm_bench = build::static_program(env, "covisor-kvm-bench", "covisor-kvm-bench")?;
-    let rig =
-        run::covisor_rig(env)?.count_instructions(true).memory_mib(512).file(probe, PROBE).file(kvm_bench, KVM_BENCH);
+    let rig = run::covisor_rig(env, RigKind::Qemu)?
+        .count_instructions(true)
+        .memory_mib(512)
+        .file(probe, PROBE)
+        .file(kvm_bench, KVM_BENCH);
     let step = env.progress.step("starting the test machine, counting instructions");
     let mut machine = rig.start()?;
     step.done();

@@ -55,6 +55,15 @@ pub enum RigKind {
 }
 
 impl RigKind {
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Bochs => "bochs",
+        }
+    }
+
     /// The CPU that its machines have when none is named.
     #[must_use]
     pub fn default_cpu(self) -> &'static str {
