@@ -40,6 +40,32 @@ pub enum Error {
         source: std::io::Error,
     },
 
+    /// Bochs cannot be started.
+    #[error("cannot start Bochs: {source}")]
+    StartBochs {
+        /// Why.
+        source: std::io::Error,
+    },
+
+    /// Bochs' packages are not what they were.
+    #[error("Debian's package of Bochs has no {}", .0.display())]
+    NoBochs(std::path::PathBuf),
+
+    /// The disk for Bochs cannot be made.
+    #[error("cannot make the disk that Bochs boots from: {0}")]
+    BootDisk(&'static str),
+
+    /// Bochs has limits.
+    #[error("the test machine of Bochs' can have no more than {limit} {what}, not {wanted}")]
+    TooMuch {
+        /// Of what.
+        what: &'static str,
+        /// The most.
+        limit: u64,
+        /// What was asked for.
+        wanted: u64,
+    },
+
     /// A script for the host is too long.
     #[error(transparent)]
     TooLong(#[from] covisor_exec_protocol::EncodeError),
@@ -60,9 +86,9 @@ pub enum Error {
     },
 
     /// The test machine ended in the middle.
-    #[error("the test machine ended by itself; QEMU's messages:\n{messages}\nits console's last lines:\n{log}")]
+    #[error("the test machine ended by itself; the emulator's messages:\n{messages}\nits console's last lines:\n{log}")]
     RigDied {
-        /// What QEMU said.
+        /// What the emulator said.
         messages: String,
         /// The console's end.
         log: String,

@@ -15,12 +15,6 @@ const HEADERS_PARENT: &str = "/usr/src";
 const HEADERS_PREFIX: &str = "linux-headers-";
 const FLAVOUR: &str = "-cloud-amd64";
 
-/// What the host needs to see QEMU's devices.
-const LOADED_MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "virtio_rng"];
-
-/// What scripts in the host may load: KVM to compare with, and MSR access to look at the CPU.
-const CARRIED_MODULES: [&str; 3] = ["kvm_amd", "msr", "loop"];
-
 /// The host's kernel and the headers that belong to it.
 #[derive(Debug, Clone)]
 pub struct HostKernel {
@@ -41,19 +35,12 @@ impl HostKernel {
         Ok(Self { kernel, headers })
     }
 
-    /// The host's initramfs: busybox, the agent and modules.
+    /// The host's initramfs: busybox, the agent and modules, to be loaded at the start or by scripts.
     ///
     /// # Errors
     /// When a file cannot be read.
-    pub fn initramfs(&self, agent: &Path) -> Result<Vec<u8>> {
-        let initramfs = Initramfs {
-            kernel: &self.kernel,
-            load: &LOADED_MODULES,
-            carry: &CARRIED_MODULES,
-            agent,
-            console_shell: false,
-            hostname: "host",
-        };
+    pub fn initramfs(&self, agent: &Path, load: &[&str], carry: &[&str]) -> Result<Vec<u8>> {
+        let initramfs = Initramfs { kernel: &self.kernel, load, carry, agent, console_shell: false, hostname: "host" };
         Ok(initramfs.build()?)
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::env::Env;
 use crate::error::Result;
-use crate::rig::{Input, Rig};
+use crate::rig::{Input, Rig, RigKind};
 
 /// Arguments of `cargo xtask host`.
 #[derive(Debug, Args)]
@@ -17,11 +17,15 @@ pub struct HostArgs {
     #[arg(short = 'c', value_name = "SCRIPT")]
     script: Option<String>,
 
-    /// The CPU, in QEMU's words.
-    #[arg(long, default_value = crate::rig::CPU_SVM)]
-    cpu: String,
+    /// Who emulates the machine.
+    #[arg(long, value_enum, default_value_t = RigKind::Qemu)]
+    rig: RigKind,
 
-    /// Count instructions: the machine's time is one nanosecond for each.
+    /// The CPU, in the emulator's words; with AMD-V on QEMU and VT-x on Bochs when not given.
+    #[arg(long)]
+    cpu: Option<String>,
+
+    /// Count instructions on QEMU: the machine's time is one nanosecond for each. Bochs always counts.
     #[arg(long)]
     icount: bool,
 
@@ -55,8 +59,8 @@ pub struct HostArgs {
 /// # Errors
 /// When the machine cannot be started or dies.
 pub fn run(env: &Env, args: &HostArgs) -> Result<ExitCode> {
-    let mut rig = Rig::new(env)?
-        .cpu(&args.cpu)
+    let mut rig = Rig::of_kind(env, args.rig)?
+        .cpu(args.cpu.as_deref().unwrap_or(args.rig.default_cpu()))
         .count_instructions(args.icount)
         .memory_mib(args.mem)
         .cpus(args.cpus)

@@ -1,7 +1,7 @@
 //! The agent in a guest: runs the commands that `covisor run --exec` sends.
 //!
-//! It speaks covisor's exec protocol over the virtio-console port `org.covisor.exec` and serves one
-//! command after another until the machine goes down. Everything happens in one thread around
+//! It speaks covisor's exec protocol over the virtio-console port `org.covisor.exec`, or a serial port that the
+//! environment names, and serves one command after another until the machine goes down. Everything happens in one thread around
 //! `poll(2)`; when there is nothing to do, it sleeps in the kernel.
 
 mod job;

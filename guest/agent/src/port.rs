@@ -1,9 +1,17 @@
 //! The port's device: where it is, and reading and writing it without blocking.
+//!
+//! It is the virtio-console port with the protocol's name, or a serial port where [`VARIABLE`] names one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+/// Names the serial port where there is no virtio. The kernel hands words of its command line that it does not know to the
+/// first program as its environment, and so they come here.
+const VARIABLE: &str = "COVISOR_PORT";
 
 /// Where udev links ports by name.
 const BY_NAME: &str = "/dev/virtio-ports";
@@ -13,6 +21,9 @@ const CLASS: &str = "/sys/class/virtio-ports";
 
 /// The device of the port with this name, if it is there.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
+    if let Some(device) = std::env::var_os(VARIABLE) {
+        return Some(PathBuf::from(device)).filter(|device| device.exists());
+    }
     let link = Path::new(BY_NAME).join(name);
     if link.exists() {
         return Some(link);
@@ -24,9 +35,41 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
     })
 }
 
-/// Opens the port; the kernel lets one process have it at a time.
-pub(crate) fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).open(path)
+/// An open port.
+#[derive(Debug)]
+pub(crate) struct Port {
+    /// The device.
+    pub(crate) file: File,
+    /// Whether the host waits while the agent does not read. On a serial line it does not: what nobody takes is lost.
+    pub(crate) host_waits: bool,
+}
+
+/// Opens the port; the kernel lets one process have a virtio port at a time.
+pub(crate) fn open(path: &Path) -> io::Result<Port> {
+    // A terminal shall not become the agent's own: its hang-up would be a signal.
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(path)?;
+    let is_serial = make_raw(file.as_raw_fd())?;
+    Ok(Port { file, host_waits: !is_serial })
+}
+
+/// Makes a serial line pass every byte as it is, as fast as it can; false when this is none.
+fn make_raw(fd: RawFd) -> io::Result<bool> {
+    let mut mode = MaybeUninit::<libc::termios>::uninit();
+    // SAFETY: the pointer is to memory for one termios, which the call fills.
+    if unsafe { libc::tcgetattr(fd, mode.as_mut_ptr()) } != 0 {
+        return Ok(false);
+    }
+    // SAFETY: the call above succeeded and so has filled it.
+    let mut mode = unsafe { mode.assume_init() };
+    // SAFETY: the pointer is to a valid termios.
+    unsafe { libc::cfmakeraw(&raw mut mode) };
+    // No modem is there that could hang up.
+    mode.c_cflag = mode.c_cflag & !libc::CBAUD | libc::B115200 | libc::CLOCAL | libc::CREAD;
+    // SAFETY: the pointer is to a valid termios; a descriptor that is no terminal is an error.
+    match unsafe { libc::tcsetattr(fd, libc::TCSANOW, &raw const mode) } {
+        0 => Ok(true),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Writes `bytes`, sleeping in the kernel until the host's end of the port is open.

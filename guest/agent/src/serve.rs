@@ -9,6 +9,7 @@ use covisor_exec_protocol::{Decoder, MAX_PAYLOAD, ToGuest, ToHost, VERSION};
 
 use crate::job::{Job, PipeRead, read_pipe, status_number};
 use crate::port;
+use crate::port::Port;
 
 /// How much output waits for the host at most; beyond it the command waits.
 const OUTPUT_LIMIT: usize = 512 * 1024;
@@ -19,6 +20,8 @@ const CANNOT_START: i32 = 126;
 /// The connection to one host.
 struct Session<'p> {
     port: &'p File,
+    /// Whether the host waits while the port is not read.
+    host_waits: bool,
     decoder: Decoder<ToGuest>,
     output: Vec<u8>,
     job: Option<Job>,
@@ -31,7 +34,7 @@ pub(crate) fn serve(path: &Path) -> io::Result<()> {
     let mut hello = Vec::new();
     encode(&ToHost::Hello(VERSION), &mut hello);
     loop {
-        match port::write_when_host_is_there(&port, &hello) {
+        match port::write_when_host_is_there(&port.file, &hello) {
             Ok(()) => Session::new(&port).run(),
             // The device was unplugged.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
@@ -48,8 +51,16 @@ fn encode(message: &ToHost, out: &mut Vec<u8>) {
 }
 
 impl<'p> Session<'p> {
-    fn new(port: &'p File) -> Self {
-        Self { port, decoder: Decoder::new(), output: Vec::new(), job: None, buffer: vec![0; MAX_PAYLOAD] }
+    fn new(port: &'p Port) -> Self {
+        let Port { file, host_waits } = port;
+        Self {
+            port: file,
+            host_waits: *host_waits,
+            decoder: Decoder::new(),
+            output: Vec::new(),
+            job: None,
+            buffer: vec![0; MAX_PAYLOAD],
+        }
     }
 
     /// Serves until the host goes away; a command that still runs then is killed.
@@ -86,7 +97,7 @@ impl<'p> Session<'p> {
     /// Sleeps until a descriptor that matters now is ready.
     fn wait(&self) -> io::Result<Ready> {
         let entry = |fd: RawFd, events: libc::c_short| libc::pollfd { fd, events, revents: 0 };
-        let wants_input = self.job.as_ref().is_none_or(Job::has_room_for_stdin);
+        let wants_input = !self.host_waits || self.job.as_ref().is_none_or(Job::has_room_for_stdin);
         let has_room = self.output.len() < OUTPUT_LIMIT;
         let mut port_events = 0;
         if wants_input {
@@ -250,11 +261,15 @@ mod tests {
         statuses: Vec<i32>,
     }
 
+    fn port(socket: UnixStream) -> Port {
+        Port { file: File::from(OwnedFd::from(socket)), host_waits: true }
+    }
+
     /// Plays the host: sends the messages, then reads until so many commands have ended.
     fn host(messages: &[ToGuest], ends: usize) -> Seen {
         let (mut host, agent) = UnixStream::pair().unwrap();
         agent.set_nonblocking(true).unwrap();
-        let agent = thread::spawn(move || Session::new(&File::from(OwnedFd::from(agent))).run());
+        let agent = thread::spawn(move || Session::new(&port(agent)).run());
         let mut bytes = Vec::new();
         for message in messages {
             message.encode(&mut bytes).unwrap();
@@ -336,7 +351,7 @@ mod tests {
     fn a_host_that_goes_away_takes_its_command_with_it() {
         let (host, agent) = UnixStream::pair().unwrap();
         agent.set_nonblocking(true).unwrap();
-        let agent = thread::spawn(move || Session::new(&File::from(OwnedFd::from(agent))).run());
+        let agent = thread::spawn(move || Session::new(&port(agent)).run());
         let mut bytes = Vec::new();
         exec("sleep 1000").encode(&mut bytes).unwrap();
         (&host).write_all(&bytes).unwrap();

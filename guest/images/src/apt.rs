@@ -65,6 +65,20 @@ pub fn machine_sources_with_security(release: &str) -> Result<Vec<Source>> {
     Ok(sources)
 }
 
+/// The sources for any suite: this machine's for the release, or, for a newer release that it has none for, that release on
+/// the same mirror.
+///
+/// # Errors
+/// When apt has no source for Debian 12 either.
+pub fn sources_of_any(suite: &str) -> Result<Vec<Source>> {
+    if let Ok(sources) = machine_sources(suite) {
+        return Ok(sources);
+    }
+    let ours = machine_sources("bookworm")?;
+    let uri = ours.into_iter().map(|source| source.uri).next().unwrap_or_default();
+    Ok(vec![Source { uri, suite: suite.to_owned() }])
+}
+
 /// The version of a package that this machine's apt would install, if it knows the package.
 #[must_use]
 pub fn candidate(package: &str) -> Option<String> {
@@ -187,6 +201,17 @@ impl Apt {
         fs::rename(deb, &kept)?;
         fs::remove(&dir)?;
         Ok(kept)
+    }
+
+    /// Downloads packages with all that they depend on and that is not installed, and returns the paths of the `.deb`s.
+    ///
+    /// # Errors
+    /// When they cannot be had.
+    pub fn download_with_dependencies(&self, packages: &[&str], step: &Step) -> Result<Vec<PathBuf>> {
+        self.cmd("apt-get").args(["install", "--no-install-recommends", "--download-only"]).args(packages).run(step)?;
+        let mut files = fs::list(self.dir.join("cache/archives"))?;
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "deb"));
+        Ok(files)
     }
 
     fn cmd(&self, program: &str) -> Cmd {

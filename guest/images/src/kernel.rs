@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::apt::{self, Apt, Source};
+use crate::apt::{self, Apt};
 use crate::command::{Cmd, find_program};
 use crate::error::{Error, Result};
 use crate::fs;
@@ -97,18 +97,8 @@ impl KernelStore {
         fs::Lock::take(self.dir.join("lock"))
     }
 
-    /// The package lists of a suite: this machine's sources for the release, or, for a newer
-    /// release that it has none for, that release on the same mirror.
     fn apt(&self, suite: &str) -> Result<Apt> {
-        let sources = match apt::machine_sources(suite) {
-            Ok(sources) => sources,
-            Err(_) => {
-                let ours = apt::machine_sources("bookworm")?;
-                let uri = ours.into_iter().map(|source| source.uri).next().unwrap_or_default();
-                vec![Source { uri, suite: suite.to_owned() }]
-            }
-        };
-        Apt::new(&self.dir.join(format!("apt-{suite}")), &sources)
+        Apt::new(&self.dir.join(format!("apt-{suite}")), &apt::sources_of_any(suite)?)
     }
 
     fn fetch(&self, apt: &Apt, package: &str, step: &crate::progress::Step) -> Result<Kernel> {

@@ -1,7 +1,6 @@
 //! A running test machine.
 
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,12 +9,9 @@ use std::time::{Duration, Instant};
 use covisor_exec_protocol::{Decoder, MAX_PAYLOAD, ToGuest, ToHost, VERSION};
 
 use super::Rig;
-use super::qemu::Qemu;
-use super::terminal;
+use super::emulator::{Channel, Emulator};
+use super::{qemu, terminal};
 use crate::error::{Error, Result};
-
-/// How many lines of the host's console an error shows.
-const TAIL_LINES: usize = 60;
 
 /// How long the host may take to write its disks back at the end.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(120);
@@ -78,7 +74,7 @@ enum Heard {
 /// A running test machine; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Machine {
-    qemu: Qemu,
+    emulator: Emulator,
     decoder: Decoder<ToHost>,
     /// Bytes that were read but not yet decoded.
     unread: Vec<u8>,
@@ -87,10 +83,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts QEMU and waits for the agent.
+    /// Starts the emulator and waits for the agent.
     pub(super) fn start(rig: &Rig, boot_timeout: Duration) -> Result<Self> {
+        let emulator = match &rig.bochs {
+            None => qemu::start(rig)?,
+            Some(bochs) => bochs.start(rig)?,
+        };
         let mut machine = Self {
-            qemu: Qemu::start(rig)?,
+            emulator,
             decoder: Decoder::new(),
             unread: Vec::new(),
             timeout: rig.timeout,
@@ -139,7 +139,7 @@ impl Machine {
     ) -> Result<i32> {
         let deadline = Instant::now().checked_add(timeout).unwrap_or_else(far_future);
         self.send(&ToGuest::Exec(script.to_owned()))?;
-        let sender = InputSender::start(input, &self.qemu.exec)?;
+        let sender = InputSender::start(input, &self.emulator.exec)?;
         let result = loop {
             match self.hear(deadline) {
                 Heard::Message(ToHost::Stdout(bytes)) => stdout(&bytes),
@@ -175,8 +175,8 @@ impl Machine {
     /// # Errors
     /// When the terminal cannot be used or the machine dies.
     pub fn attach(&mut self, script: &str) -> Result<i32> {
-        let joined = terminal::Joined::start(&self.qemu.terminal)?;
-        let script = terminal::on_terminal(script);
+        let joined = terminal::Joined::start(&self.emulator.terminal)?;
+        let script = terminal::on_terminal(script, self.emulator.terminal_device);
         self.send(&ToGuest::Exec(script))?;
         self.send(&ToGuest::StdinEnd)?;
         loop {
@@ -200,18 +200,18 @@ impl Machine {
     /// Stops the machine, its clock too, until [`Machine::go_on`]. A machine that counts instructions keeps a CPU busy even
     /// while its host sleeps: it skips the time by going from one timer to the next.
     pub fn pause(&self) {
-        self.qemu.signal(libc::SIGSTOP);
+        self.emulator.process().signal(libc::SIGSTOP);
     }
 
     /// Lets the machine run after [`Machine::pause`].
     pub fn go_on(&self) {
-        self.qemu.signal(libc::SIGCONT);
+        self.emulator.process().signal(libc::SIGCONT);
     }
 
     /// The host's console so far.
     #[must_use]
     pub fn log(&self) -> String {
-        self.qemu.console.text()
+        self.emulator.process().console.text()
     }
 
     /// Ends the machine, after writing back the disks whose changes are kept, and returns the
@@ -226,14 +226,14 @@ impl Machine {
                 return Err(Error::Agent(format!("`sync` in the host failed with status {status}")));
             }
         }
-        self.qemu.stop();
+        self.emulator.stop();
         Ok(self.log())
     }
 
     fn send(&mut self, message: &ToGuest) -> Result<()> {
         let mut bytes = Vec::new();
         message.encode(&mut bytes)?;
-        match self.qemu.exec.write_all(&bytes) {
+        match self.emulator.exec.write_all(&bytes) {
             Ok(()) => Ok(()),
             Err(_) => Err(self.died()),
         }
@@ -254,10 +254,10 @@ impl Machine {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             // A timeout of zero would mean none at all.
-            if left.is_zero() || self.qemu.exec.set_read_timeout(Some(left)).is_err() {
+            if left.is_zero() || self.emulator.exec.set_read_timeout(Some(left)).is_err() {
                 return Heard::Late;
             }
-            match self.qemu.exec.read(&mut buffer) {
+            match self.emulator.exec.read(&mut buffer) {
                 Ok(0) => return Heard::Closed,
                 Ok(count) => self.unread.extend_from_slice(&buffer[..count]),
                 Err(error)
@@ -269,12 +269,11 @@ impl Machine {
     }
 
     fn late(&self, what: &str, limit: Duration) -> Error {
-        Error::RigLate { what: first_line(what), seconds: limit.as_secs(), log: self.qemu.console.tail(TAIL_LINES) }
+        self.emulator.process().late(&first_line(what), limit)
     }
 
     fn died(&mut self) -> Error {
-        self.qemu.stop();
-        Error::RigDied { messages: self.qemu.messages.tail(TAIL_LINES), log: self.qemu.console.tail(TAIL_LINES) }
+        self.emulator.died()
     }
 }
 
@@ -296,9 +295,9 @@ struct InputSender {
 }
 
 impl InputSender {
-    fn start(input: Input, port: &UnixStream) -> Result<Self> {
+    fn start(input: Input, port: &Channel) -> Result<Self> {
         let stopped = Arc::new(AtomicBool::new(false));
-        let port = port.try_clone().map_err(|source| Error::StartQemu { source })?;
+        let port = port.try_clone().map_err(|source| Error::Agent(format!("its port cannot be used: {source}")))?;
         let flag = stopped.clone();
         match input {
             Input::Empty => send_input(io::empty(), port, &flag),
@@ -315,7 +314,7 @@ impl InputSender {
 }
 
 /// Sends all of `source`; ends early when the machine is gone, which the reading side reports.
-fn send_input(mut source: impl Read, mut port: UnixStream, stopped: &AtomicBool) {
+fn send_input(mut source: impl Read, mut port: Channel, stopped: &AtomicBool) {
     let mut buffer = vec![0; MAX_PAYLOAD];
     let mut frame = Vec::new();
     loop {

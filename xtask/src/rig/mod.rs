@@ -1,5 +1,5 @@
-//! The test machine: QEMU emulates a PC with AMD-V (or without), on which Debian's kernel runs as
-//! the host operating system.
+//! The test machine: an emulated PC on which Debian's kernel runs as the host operating system. QEMU emulates one with AMD-V
+//! (or without), Bochs one with VT-x.
 //!
 //! The host boots from an initramfs with busybox. Scripts run in it through the same agent and
 //! protocol that covisor uses for its guests, so standard input, output and error and the exit
@@ -13,6 +13,8 @@
 //! # Ok::<(), xtask::Error>(())
 //! ```
 
+mod bochs;
+mod emulator;
 mod machine;
 mod qemu;
 mod terminal;
@@ -20,8 +22,10 @@ mod terminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 pub use machine::{Input, Machine, Outcome};
 
+use self::bochs::Bochs;
 use crate::env::Env;
 use crate::error::Result;
 use crate::host::HostKernel;
@@ -35,10 +39,43 @@ pub const CPU_SVM: &str = "EPYC,+svm,+npt,-cx16";
 /// The same CPU without.
 pub const CPU_PLAIN: &str = "EPYC,-svm";
 
+/// Bochs' emulation of a CPU with VT-x, EPT, unrestricted guest, VPID and a preemption timer.
+pub const CPU_VMX: &str = "corei7_haswell_4770";
+
 /// How long the host may take to boot, with a busy machine in mind.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A disk for the host: it appears as `/dev/vda`, `/dev/vdb` and so on, in the order of adding.
+/// Who emulates the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RigKind {
+    /// QEMU: a CPU with AMD-V, or without.
+    Qemu,
+    /// Bochs: a CPU with VT-x.
+    Bochs,
+}
+
+impl RigKind {
+    /// The CPU that its machines have when none is named.
+    #[must_use]
+    pub fn default_cpu(self) -> &'static str {
+        match self {
+            Self::Qemu => CPU_SVM,
+            Self::Bochs => CPU_VMX,
+        }
+    }
+
+    /// The device of the first disk that is added, in the host; further ones follow by the alphabet.
+    #[must_use]
+    pub fn first_disk(self) -> &'static str {
+        match self {
+            Self::Qemu => "/dev/vda",
+            // It boots from the one before.
+            Self::Bochs => "/dev/sdb",
+        }
+    }
+}
+
+/// A disk for the host: see [`RigKind::first_disk`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// The raw image.
@@ -50,6 +87,8 @@ pub struct Disk {
 /// A test machine to be started.
 #[derive(Debug, Clone)]
 pub struct Rig {
+    /// Where Bochs is, if that emulates the machine; QEMU otherwise.
+    bochs: Option<Bochs>,
     cpu: String,
     icount: bool,
     memory_mib: u32,
@@ -64,15 +103,28 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// A machine with one CPU that has AMD-V, 1 GiB of memory and no disk.
+    /// A machine of QEMU's with one CPU that has AMD-V, 1 GiB of memory and no disk.
     ///
     /// # Errors
     /// When the host's kernel cannot be fetched or the agent cannot be built.
     pub fn new(env: &Env) -> Result<Self> {
+        Self::of_kind(env, RigKind::Qemu)
+    }
+
+    /// A machine of this kind with one CPU that has what the kind gives, 1 GiB of memory and no disk.
+    ///
+    /// # Errors
+    /// When Bochs or the host's kernel cannot be fetched or the agent cannot be built.
+    pub fn of_kind(env: &Env, kind: RigKind) -> Result<Self> {
+        let bochs = match kind {
+            RigKind::Qemu => None,
+            RigKind::Bochs => Some(Bochs::find(env)?),
+        };
         let host = HostKernel::find(env)?;
         let agent = crate::build::agent(env)?;
         Ok(Self {
-            cpu: CPU_SVM.to_owned(),
+            bochs,
+            cpu: kind.default_cpu().to_owned(),
             icount: false,
             memory_mib: 1024,
             cpus: 1,
@@ -86,15 +138,15 @@ impl Rig {
         })
     }
 
-    /// The CPU, in QEMU's words: [`CPU_SVM`], [`CPU_PLAIN`] or another.
+    /// The CPU, in the emulator's words: [`CPU_SVM`], [`CPU_PLAIN`], [`CPU_VMX`] or another.
     #[must_use]
     pub fn cpu(mut self, cpu: impl Into<String>) -> Self {
         self.cpu = cpu.into();
         self
     }
 
-    /// Makes the machine deterministic: one instruction is one nanosecond of its time, so that
-    /// `rdtsc` counts instructions.
+    /// Makes the machine deterministic: each instruction takes the same time, so that `rdtsc` counts instructions (on QEMU
+    /// it is one nanosecond). Bochs with one CPU always does that.
     #[must_use]
     pub fn count_instructions(mut self, on: bool) -> Self {
         self.icount = on;
@@ -166,7 +218,7 @@ impl Rig {
     /// Starts the machine and waits until the host can run scripts.
     ///
     /// # Errors
-    /// When QEMU cannot be started or the host does not boot.
+    /// When the emulator cannot be started or the host does not boot.
     pub fn start(self) -> Result<Machine> {
         Machine::start(&self, BOOT_TIMEOUT)
     }

@@ -3,22 +3,19 @@
 use std::io::{self, IsTerminal, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use super::emulator::Channel;
 use crate::error::{Error, Result};
-
-/// The host's terminal.
-const HOST_TERMINAL: &str = "/dev/hvc0";
 
 /// Ctrl-] ends the test machine; all other keys are the host's.
 const LEAVE: u8 = 0x1d;
 
-/// Turns a script into one that runs it on the host's terminal, as a session of its own.
-pub(super) fn on_terminal(script: &str) -> String {
+/// Turns a script into one that runs it on `device`, the host's terminal, as a session of its own.
+pub(super) fn on_terminal(script: &str, device: &str) -> String {
     let quoted = format!("'{}'", script.replace('\'', r"'\''"));
     let size = match size() {
         // The driver sets the size once more, to nothing, a moment after the terminal is opened.
@@ -27,7 +24,7 @@ pub(super) fn on_terminal(script: &str) -> String {
     };
     // The script is not the shell's last command, which a shell may run in its own place: as leader of a process group
     // setsid would fork and the status be lost.
-    format!("exec <{HOST_TERMINAL} >{HOST_TERMINAL} 2>&1; {size}setsid -c sh -c {quoted}; exit $?")
+    format!("exec <{device} >{device} 2>&1; stty 115200; {size}setsid -c sh -c {quoted}; exit $?")
 }
 
 /// Shows bytes on standard output at once.
@@ -41,7 +38,7 @@ pub(super) fn show(bytes: &[u8]) {
 #[derive(Debug)]
 pub(super) struct Joined {
     left: Arc<AtomicBool>,
-    far: UnixStream,
+    far: Channel,
     output: Option<thread::JoinHandle<()>>,
     /// Restores the terminal when dropped, after the output is through.
     _raw: Option<RawMode>,
@@ -49,7 +46,7 @@ pub(super) struct Joined {
 
 impl Joined {
     /// Joins this process's standard input and output with `far`.
-    pub(super) fn start(far: &UnixStream) -> Result<Self> {
+    pub(super) fn start(far: &Channel) -> Result<Self> {
         let clone = || far.try_clone().map_err(|source| Error::Terminal { source });
         let raw = RawMode::enter().map_err(|source| Error::Terminal { source })?;
         let left = Arc::new(AtomicBool::new(false));
@@ -86,9 +83,9 @@ impl Joined {
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        // What the host wrote last is on its way through QEMU.
+        // What the host wrote last is on its way through the emulator.
         thread::sleep(Duration::from_millis(200));
-        let _ = self.far.shutdown(std::net::Shutdown::Both);
+        let _ = self.far.shut_down();
         if let Some(output) = self.output.take() {
             // A panic there has nothing to say about the terminal.
             let _ = output.join();
@@ -158,6 +155,6 @@ mod tests {
 
     #[test]
     fn a_script_with_quotes_stays_one_word() {
-        assert!(on_terminal("echo 'a b'").contains(r"sh -c 'echo '\''a b'\'''; exit $?"));
+        assert!(on_terminal("echo 'a b'", "/dev/hvc0").contains(r"sh -c 'echo '\''a b'\'''; exit $?"));
     }
 }
