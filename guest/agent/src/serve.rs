@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use covisor_exec_protocol::{Decoder, MAX_PAYLOAD, ToGuest, ToHost, VERSION};
 
@@ -16,6 +18,10 @@ const OUTPUT_LIMIT: usize = 512 * 1024;
 
 /// The status of a command that could not be started, as a shell says it.
 const CANNOT_START: i32 = 126;
+
+/// How long a serial line is left to itself when bytes have come: they come one by one, and to wake up for a few of them
+/// costs more than everything else that is done with them. Linux keeps several thousand.
+const SERIAL_PAUSE: Duration = Duration::from_millis(20);
 
 /// The connection to one host.
 struct Session<'p> {
@@ -82,6 +88,9 @@ impl<'p> Session<'p> {
         };
         if ready.host_gone {
             return false;
+        }
+        if ready.port_in && !self.host_waits {
+            thread::sleep(SERIAL_PAUSE);
         }
         if ready.port_in && !self.read_port() {
             return false;
@@ -249,7 +258,6 @@ struct Ready {
 mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
-    use std::thread;
 
     use super::*;
 

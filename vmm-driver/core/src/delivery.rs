@@ -152,6 +152,10 @@ impl Deliveries {
     #[must_use]
     pub fn interrupted(&mut self, event: Event, exit: Exit) -> (Exit, Option<Event>) {
         let Exit::Exception(exception) = exit else { return (exit, event.reinjection()) };
+        if exception.vector == Exception::MACHINE_CHECK {
+            // The host's, and the guest's end: nothing of the delivery counts any more.
+            return (exit, None);
+        }
         self.failed += 1;
         if self.failed > MAX_FAILED_DELIVERIES {
             return (Exit::Kill(KillReason::FaultLoop, u64::from(exception.vector)), None);
@@ -239,6 +243,14 @@ mod tests {
         let mut deliveries = Deliveries::default();
         assert_eq!(deliveries.interrupted(page_fault(), DEBUG), (DEBUG, None));
         assert_eq!(deliveries.interrupted(interrupt(), DEBUG), (Exit::HostInterrupt, Some(interrupt())));
+    }
+
+    #[test]
+    fn test_a_machine_check_is_never_taken_for_an_accident_of_a_delivery() {
+        let check = Exit::Exception(Exception { vector: Exception::MACHINE_CHECK, error_code: None });
+        for event in [interrupt(), page_fault()] {
+            assert_eq!(Deliveries::default().interrupted(event, check), (check, None));
+        }
     }
 
     #[test]
