@@ -8,7 +8,7 @@
 //! | op | instruction |
 //! |---|---|
 //! | `cpuid` | CPUID of leaf 1 |
-//! | `hypercall` | VMMCALL with RAX = 1 (KVM's `VAPIC_POLL_IRQ`, which does nothing) |
+//! | `hypercall` | VMMCALL, on Intel's CPUs VMCALL, with RAX = 1 (KVM's `VAPIC_POLL_IRQ`, which does nothing) |
 //! | `msr` | RDMSR of `IA32_APIC_BASE` (0x1b), which no hypervisor can leave to the CPU |
 //! | `port-driver` | IN from the port of `driver-port=` (covisor: the ACPI timer, four bytes; KVM: the PIC's mask, one byte) |
 //! | `doorbell` | OUT of two bytes to the port of `doorbell=`, on which the host waits for nothing (an event counter) |
@@ -88,7 +88,13 @@ pub fn run(line: &CommandLine) {
         rounds(WARM_UP);
         median(|| rounds(COUNT) / COUNT)
     });
-    print("hypercall", measure!(["mov eax, 1", "vmmcall"], out("eax") _));
+    /// The hypercall instruction.
+    macro_rules! hypercall {
+        ($name:literal, $line:literal) => {
+            measure!(["mov eax, 1", $line], out("eax") _)
+        };
+    }
+    print("hypercall", with_hypercall!(hypercall));
     print("msr", measure!(["rdmsr"], in("ecx") msr::APIC_BASE, out("eax") _, out("edx") _));
 
     let port = u16::try_from(line.number("driver-port").unwrap_or(DEFAULT_DRIVER_PORT)).unwrap_or(0);

@@ -13,12 +13,18 @@ pub mod msr {
     pub const TSC: u32 = 0x10;
     /// Base address and mode of the local APIC.
     pub const APIC_BASE: u32 = 0x1b;
+    /// VMX's switch in the firmware's hands.
+    pub const FEATURE_CONTROL: u32 = 0x3a;
     /// SYSENTER's stack.
     pub const SYSENTER_ESP: u32 = 0x175;
     /// SYSENTER's entry.
     pub const SYSENTER_EIP: u32 = 0x176;
     /// Page attribute table.
     pub const PAT: u32 = 0x277;
+    /// First of the registers that describe VMX.
+    pub const VMX_BASIC: u32 = 0x480;
+    /// The last one.
+    pub const VMX_LAST: u32 = 0x491;
     /// Deadline of the local APIC's timer.
     pub const TSC_DEADLINE: u32 = 0x6e0;
     /// First register of the local APIC in x2APIC mode.
@@ -51,6 +57,22 @@ pub mod msr {
 #[must_use]
 pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     __cpuid_count(leaf, subleaf)
+}
+
+/// Whether the CPU follows Intel's manual where it and AMD's differ: all vendors' do but AMD's and Hygon's.
+#[must_use]
+pub fn is_intel() -> bool {
+    let CpuidResult { ebx, ecx, edx, .. } = cpuid(0, 0);
+    let words = [ebx, edx, ecx].map(u32::to_le_bytes);
+    !matches!(words.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
+}
+
+/// Calls the macro `$each` with name and mnemonic of this CPU's hypercall instruction, and then the arguments given: the
+/// other vendor's instruction does not exist.
+macro_rules! with_hypercall {
+    ($each:ident $(, $argument:tt)*) => {
+        if $crate::cpu::is_intel() { $each!("VMCALL", "vmcall" $(, $argument)*) } else { $each!("VMMCALL", "vmmcall" $(, $argument)*) }
+    };
 }
 
 /// Time stamp counter, not before what stands before it.
@@ -181,6 +203,10 @@ pub mod cr4 {
     pub const DE: u64 = 1 << 3;
     /// Physical address extension.
     pub const PAE: u64 = 1 << 5;
+    /// VMX.
+    pub const VMXE: u64 = 1 << 13;
+    /// SMX.
+    pub const SMXE: u64 = 1 << 14;
     /// XSAVE and XCR0.
     pub const OSXSAVE: u64 = 1 << 18;
 }

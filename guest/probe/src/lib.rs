@@ -21,13 +21,14 @@ extern crate std;
 pub mod serial;
 #[macro_use]
 pub mod exception;
+#[macro_use]
+pub mod cpu;
 pub mod apic;
 pub mod bench;
 #[cfg(target_os = "none")]
 pub mod boot;
 pub mod checks;
 pub mod cmdline;
-pub mod cpu;
 pub mod hostile;
 pub mod layout;
 pub mod machine;

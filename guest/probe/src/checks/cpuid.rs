@@ -82,16 +82,21 @@ fn highest(leaf: u32) -> u32 {
     cpu::cpuid(leaf & 0xffff_0000, 0).eax
 }
 
-/// Leaves that do not exist give zeros on AMD's CPUs (APM vol. 3, CPUID): nothing of the host shines through.
+/// Leaves that do not exist give zeros on AMD's CPUs (APM vol. 3, CPUID), and the highest basic leaf's values, for the same
+/// ECX, on Intel's (SDM vol. 2, CPUID): nothing of the host shines through.
 fn out_of_range(report: &mut Report) {
-    if cpu::cpuid(0, 0).ecx != u32::from_le_bytes(*b"cAMD") {
-        return report.skip(format_args!("not AMD's"));
-    }
+    let intel = cpu::is_intel();
     for leaf in [highest(0) + 1, 0x3fff_ffff, 0x4fff_ffff, highest(0x8000_0000) + 1, 0x8fff_ffff, 0xc000_0000, u32::MAX]
     {
-        let CpuidResult { eax, ebx, ecx, edx } = cpu::cpuid(leaf, 0);
-        report
-            .expect(eax | ebx | ecx | edx == 0, format_args!("leaf {leaf:#x} is {eax:#x} {ebx:#x} {ecx:#x} {edx:#x}"));
+        for subleaf in [0, 1, u32::MAX] {
+            let CpuidResult { eax, ebx, ecx, edx } = cpu::cpuid(leaf, subleaf);
+            let same = if intel {
+                cpu::cpuid(leaf, subleaf) == cpu::cpuid(highest(0), subleaf)
+            } else {
+                eax | ebx | ecx | edx == 0
+            };
+            report.expect(same, format_args!("leaf {leaf:#x}/{subleaf:#x} is {eax:#x} {ebx:#x} {ecx:#x} {edx:#x}"));
+        }
     }
 }
 

@@ -62,7 +62,13 @@ fn judge(report: &mut Report, name: &str, (before, behind): (u64, u64)) {
 fn single_step(report: &mut Report) {
     judge(report, "NOP", step!(["nop"]));
     judge(report, "CPUID", step!(["cpuid"], inout("eax") 0 => _, inout("ecx") 0 => _, out("edx") _));
-    judge(report, "VMMCALL", step!(["vmmcall"], inout("eax") 1 => _));
+    /// The hypercall instruction.
+    macro_rules! hypercall {
+        ($name:literal, $line:literal) => {
+            judge(report, $name, step!([$line], inout("rax") 1_u64 => _))
+        };
+    }
+    with_hypercall!(hypercall);
     judge(report, "RDMSR", step!(["rdmsr"], in("ecx") msr::APIC_BASE, out("eax") _, out("edx") _));
     judge(report, "WRMSR", step!(["wrmsr"], in("ecx") msr::TSC_AUX, in("eax") 0, in("edx") 0));
     judge(report, "IN from user mode", step!(["in al, dx"], in("dx") serial::COM1_SCRATCH, out("al") _));

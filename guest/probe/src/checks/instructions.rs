@@ -12,9 +12,6 @@ use crate::report::Report;
 use crate::user;
 
 pub(super) const CHECKS: &[Check] = &[
-    Check { name: "svm-instructions", run: svm },
-    Check { name: "vmx-instructions", run: vmx },
-    Check { name: "hypercall", run: hypercall },
     Check { name: "privileged", run: privileged },
     Check { name: "undefined", run: undefined },
     Check { name: "descriptor-tables", run: descriptor_tables },
@@ -35,42 +32,6 @@ fn expect(report: &mut Report, name: &str, raised: Option<Fault>, wanted: u8) {
 fn expect_done(report: &mut Report, name: &str, raised: Option<Fault>) {
     if let Some(fault) = raised {
         report.fail(format_args!("{name}: {fault}"));
-    }
-}
-
-/// With EFER.SVME clear, SVM's instructions raise #UD (APM vol. 3); the VMMCALL is the guest's. CLGI carried out would
-/// stop the host (LTP's `kvm_svm03`), VMLOAD and VMSAVE would reach host memory (CVE-2021-3656).
-fn svm(report: &mut Report) {
-    expect(report, "VMRUN", catch!([".byte 0x0f, 0x01, 0xd8"], in("rax") 0x60_0000_u64), vector::UD);
-    expect(report, "VMLOAD", catch!([".byte 0x0f, 0x01, 0xda"], in("rax") 0x60_0000_u64), vector::UD);
-    expect(report, "VMSAVE", catch!([".byte 0x0f, 0x01, 0xdb"], in("rax") 0x60_0000_u64), vector::UD);
-    expect(report, "STGI", catch!([".byte 0x0f, 0x01, 0xdc"]), vector::UD);
-    expect(report, "CLGI", catch!([".byte 0x0f, 0x01, 0xdd"]), vector::UD);
-    expect(report, "SKINIT", catch!([".byte 0x0f, 0x01, 0xde"], in("eax") 0x60_0000), vector::UD);
-    expect(report, "INVLPGA", catch!([".byte 0x0f, 0x01, 0xdf"], in("rax") 0_u64, in("ecx") 0), vector::UD);
-}
-
-/// A CPU without VMX raises #UD (Intel SDM vol. 3, chapter 31).
-fn vmx(report: &mut Report) {
-    let operand = 0x60_0000_u64;
-    expect(report, "VMXON", catch!(["vmxon [{}]"], in(reg) &raw const operand), vector::UD);
-    expect(report, "VMXOFF", catch!(["vmxoff"]), vector::UD);
-    expect(report, "VMCLEAR", catch!(["vmclear [{}]"], in(reg) &raw const operand), vector::UD);
-    expect(report, "VMPTRLD", catch!(["vmptrld [{}]"], in(reg) &raw const operand), vector::UD);
-    expect(report, "VMREAD", catch!(["vmread rax, rcx"], out("rax") _, in("rcx") 0_u64), vector::UD);
-    expect(report, "VMWRITE", catch!(["vmwrite rcx, rax"], in("rax") 0_u64, in("rcx") 0_u64), vector::UD);
-    expect(report, "VMLAUNCH", catch!(["vmlaunch"]), vector::UD);
-    expect(report, "VMRESUME", catch!(["vmresume"]), vector::UD);
-    expect(report, "INVEPT", catch!(["invept rax, [{}]"], in(reg) &raw const operand, in("rax") 1_u64), vector::UD);
-    expect(report, "VMFUNC", catch!([".byte 0x0f, 0x01, 0xd4"], in("eax") 0, in("ecx") 0), vector::UD);
-}
-
-/// A hypercall of any number and with any arguments comes back, in KVM's way: RAX holds the answer.
-fn hypercall(report: &mut Report) {
-    for number in [0_u64, 1, 5, 9, 11, 100, 0xffff_ffff, u64::MAX] {
-        let fault =
-            catch!(["vmmcall"], inout("rax") number => _, in("rcx") u64::MAX, in("rdx") u64::MAX, in("rsi") u64::MAX);
-        expect_done(report, "VMMCALL", fault);
     }
 }
 
@@ -109,8 +70,6 @@ fn privileged(report: &mut Report) {
 fn undefined(report: &mut Report) {
     expect(report, "UD2", catch!(["ud2"]), vector::UD);
     expect(report, "RSM", catch!(["rsm"]), vector::UD);
-    expect(report, "GETSEC", catch!([".byte 0x0f, 0x37"], in("eax") 0), vector::UD);
-    expect(report, "ENCLS", catch!([".byte 0x0f, 0x01, 0xcf"], in("eax") 0), vector::UD);
     let here = 0_u64;
     if cpu::cpuid(1, 0).ecx & 1 << 3 == 0 {
         // Some hypervisors carry them out as NOP.
@@ -241,18 +200,5 @@ fn ring_3(report: &mut Report) {
             Some(fault) => report.expect(same, format_args!("{name}: {fault}")),
             None => report.expect(same, format_args!("{name} is carried out")),
         }
-    }
-    // Which comes first, "no SVM" or "not in ring 0", differs.
-    for (name, code) in [("VMRUN", [0x0f, 0x01, 0xd8]), ("CLGI", [0x0f, 0x01, 0xdd])] {
-        match user::raised(&code) {
-            Some(fault) => {
-                report.expect(matches!(fault.vector, vector::UD | vector::GP), format_args!("{name}: {fault}"))
-            }
-            None => report.fail(format_args!("{name} is carried out")),
-        }
-    }
-    // A hypercall from ring 3 is refused or answered, as the hypervisor likes; it returns or raises.
-    if let Some(fault) = user::raised(&[0x0f, 0x01, 0xd9]) {
-        report.expect(matches!(fault.vector, vector::UD | vector::GP), format_args!("VMMCALL: {fault}"));
     }
 }

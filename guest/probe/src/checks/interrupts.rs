@@ -371,15 +371,15 @@ fn sti_shadow(report: &mut Report) {
                 );
             }
             let came = exception::last_rip();
-            report.expect(exception::count(0x48) == 1, format_args!("{} {}: {} interrupts", mode(), $name, exception::count(0x48)));
-            report.expect(came == expected, format_args!("{} {}: came at {came:#x}, not {expected:#x}", mode(), $name));
+            report.expect(exception::count(0x48) == 1, format_args!("{} STI, {}: {} interrupts", mode(), $name, exception::count(0x48)));
+            report.expect(came == expected, format_args!("{} STI, {}: came at {came:#x}, not {expected:#x}", mode(), $name));
         }};
     }
-    shadow!("STI, NOP", "nop");
-    shadow!("STI, CPUID", "cpuid");
-    shadow!("STI, RDMSR", "rdmsr");
-    shadow!("STI, IN", "in al, dx");
-    shadow!("STI, VMMCALL", "vmmcall");
+    shadow!("NOP", "nop");
+    shadow!("CPUID", "cpuid");
+    shadow!("RDMSR", "rdmsr");
+    shadow!("IN", "in al, dx");
+    with_hypercall!(shadow);
     exception::forget_interrupts();
     apic::send_self(0x49);
     // SAFETY: as above.

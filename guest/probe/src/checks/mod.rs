@@ -15,6 +15,7 @@ mod interrupts;
 pub(crate) mod msr;
 mod ports;
 mod state;
+mod virtualization;
 
 /// A check.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +29,7 @@ pub struct Check {
 /// All checks, in the order in which they run.
 pub const ALL: &[&[Check]] = &[
     cpuid::CHECKS,
+    virtualization::CHECKS,
     instructions::CHECKS,
     control::CHECKS,
     msr::CHECKS,

@@ -17,7 +17,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "msr-tsc", run: tsc },
 ];
 
-/// Every register that an MSR permission map of SVM has a bit for (APM vol. 2, 15.11), KVM's own, and some between.
+/// Every register that an MSR permission map of SVM (APM vol. 2, 15.11) or an MSR bitmap of VMX (SDM vol. 3, 25.6.9, which
+/// has the first two ranges) has a bit for, KVM's own, and some that no map knows.
 pub(crate) fn all() -> impl Iterator<Item = u32> {
     (0..=0x1fff)
         .chain(0xc000_0000..=0xc000_1fff)

@@ -69,7 +69,7 @@ fn general(report: &mut Report) {
     survive!("IN from user mode", "in al, dx", serial::COM1_SCRATCH);
     survive!("OUT to user mode", "out dx, al", serial::COM1_SCRATCH);
     survive!("IN from the driver", "in eax, dx", 0x608_u16);
-    survive!("VMMCALL", "vmmcall", 0_u16);
+    with_hypercall!(survive, 0_u16);
     survive!("device memory", "mov eax, [0xd0000000]", 0_u16);
     survive!("the APIC", "mov eax, [0xfee00030]", 0_u16);
     survive!("WBINVD", "wbinvd", 0_u16);
