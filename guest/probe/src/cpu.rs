@@ -187,6 +187,12 @@ pub mod cr0 {
     pub const EM: u64 = 1 << 2;
     /// A task was switched.
     pub const TS: u64 = 1 << 3;
+    /// Hard-wired to 1.
+    pub const ET: u64 = 1 << 4;
+    /// Floating-point errors are exceptions.
+    pub const NE: u64 = 1 << 5;
+    /// Ring 0 keeps to pages that are not writable.
+    pub const WP: u64 = 1 << 16;
     /// Alignment is checked in ring 3.
     pub const AM: u64 = 1 << 18;
     /// Not write-through.
@@ -203,6 +209,10 @@ pub mod cr4 {
     pub const DE: u64 = 1 << 3;
     /// Physical address extension.
     pub const PAE: u64 = 1 << 5;
+    /// Pages that stay at a change of CR3.
+    pub const PGE: u64 = 1 << 7;
+    /// Five levels of page tables.
+    pub const LA57: u64 = 1 << 12;
     /// VMX.
     pub const VMXE: u64 = 1 << 13;
     /// SMX.

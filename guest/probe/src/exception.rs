@@ -23,6 +23,8 @@ pub mod vector {
     pub const NMI: u8 = 2;
     /// #BP.
     pub const BP: u8 = 3;
+    /// #OF.
+    pub const OF: u8 = 4;
     /// #UD.
     pub const UD: u8 = 6;
     /// #NM.
@@ -147,6 +149,12 @@ static CAUGHT: AtomicBool = AtomicBool::new(false);
 static CAUGHT_VECTOR: AtomicU64 = AtomicU64::new(0);
 static CAUGHT_ERROR: AtomicU64 = AtomicU64::new(0);
 static CAUGHT_RIP: AtomicU64 = AtomicU64::new(0);
+static CAUGHT_CR2: AtomicU64 = AtomicU64::new(0);
+
+/// CR2 when the last fault was caught.
+pub fn caught_cr2() -> u64 {
+    CAUGHT_CR2.load(Relaxed)
+}
 
 /// What `catch!` caught, and ends its protection.
 pub fn take_fault() -> Option<Fault> {
@@ -209,6 +217,20 @@ pub fn set_auto_eoi(on: bool) {
     AUTO_EOI.store(on, Relaxed);
 }
 
+/// A function that the handler of NMIs calls.
+struct NmiHook(UnsafeCell<Option<fn()>>);
+
+// SAFETY: the probe runs on one CPU.
+unsafe impl Sync for NmiHook {}
+
+static NMI_HOOK: NmiHook = NmiHook(UnsafeCell::new(None));
+
+/// Has the handler of NMIs call a function, with NMIs blocked; or no more.
+pub fn on_nmi(hook: Option<fn()>) {
+    // SAFETY: one CPU; no NMI is due.
+    unsafe { *NMI_HOOK.0.get() = hook }
+}
+
 /// Addresses at which debug exceptions came, with DR6, while [`record_debug`] is on.
 static DEBUG_ON: AtomicBool = AtomicBool::new(false);
 static DEBUG_LOG: [(AtomicU64, AtomicU64); 16] = [const { (AtomicU64::new(0), AtomicU64::new(0)) }; 16];
@@ -269,6 +291,10 @@ extern "C" fn on_exception(frame: &mut Frame) {
     if number == vector::NMI {
         LAST_TSC.store(now, Relaxed);
         LAST_RIP.store(frame.rip, Relaxed);
+        // SAFETY: one CPU; `on_nmi` writes it while none is due.
+        if let Some(hook) = unsafe { *NMI_HOOK.0.get() } {
+            hook();
+        }
         return;
     }
     if number == vector::DB && DEBUG_ON.load(Relaxed) {
@@ -300,6 +326,7 @@ fn unwind(frame: &mut Frame, target: u64) {
     CAUGHT_VECTOR.store(frame.vector, Relaxed);
     CAUGHT_ERROR.store(frame.error, Relaxed);
     CAUGHT_RIP.store(frame.rip, Relaxed);
+    CAUGHT_CR2.store(cpu::cr2(), Relaxed);
     frame.rip = target;
     frame.rflags &= !(RFLAGS_TF | RFLAGS_IF);
     frame.cs = u64::from(selector::KERNEL_CODE);
@@ -516,15 +543,28 @@ pub fn fill_idt() {
     }
 }
 
+/// Sets the stack number `number` (1 to 7) of the interrupt stack table: below 4 GiB. (Fields of the TSS straddle two
+/// words: RSP0 is at byte 4, IST1 at byte 36.)
+pub fn set_interrupt_stack(number: usize, top: u64) {
+    let before = TSS.get(3 + number) & 0xffff_ffff;
+    TSS.set(3 + number, before | top << 32);
+}
+
+/// Gives a vector a gate of ring 0 to `address` and a stack of the interrupt stack table; 0: no other stack.
+pub fn set_gate(number: u8, address: u64, stack: u64) {
+    let [low, high] = gate(address, stack, 0);
+    IDT.set(usize::from(number) * 2, low);
+    IDT.set(usize::from(number) * 2 + 1, high);
+}
+
 /// Sets GDT, TSS and IDT up, and loads them.
 pub fn install() {
     let tss = TSS.address();
     GDT.set(7, 103 | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56);
     GDT.set(8, tss >> 32);
     let stacks = OTHER_STACKS.address();
-    // RSP0 at byte 4 and IST1 at byte 36: each straddles two words, and lies below 4 GiB.
     TSS.set(0, (stacks + 8192) << 32);
-    TSS.set(4, (stacks + 16384) << 32);
+    set_interrupt_stack(1, stacks + 16384);
     TSS.set(12, 104 << 48);
     fill_idt();
     let gdtr = TablePointer { limit: 71, base: GDT.address() };

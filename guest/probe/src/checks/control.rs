@@ -55,7 +55,7 @@ fn cr0_random(report: &mut Report) {
 }
 
 /// CR4's bits and the CPUID bits that they need (APM vol. 2, 3.1.3): leaf, whether ECX (else EBX or EDX), bit.
-fn cr4_mask() -> u64 {
+pub(super) fn cr4_mask() -> u64 {
     let (one, seven) = (cpu::cpuid(1, 0), cpu::cpuid(7, 0));
     let bit = |register: u32, bit: u32, target: u32| u64::from(register >> bit & 1) << target;
     bit(one.edx, 1, 0) | bit(one.edx, 1, 1)  // VME, PVI

@@ -3,6 +3,7 @@
 use core::arch::asm;
 
 use super::Check;
+use crate::apic;
 use crate::cpu;
 use crate::cpu::msr;
 use crate::exception;
@@ -13,9 +14,12 @@ use crate::serial;
 pub(super) const CHECKS: &[Check] = &[
     Check { name: "single-step", run: single_step },
     Check { name: "single-step-mov-ss", run: single_step_mov_ss },
+    Check { name: "single-step-sti", run: single_step_sti },
     Check { name: "breakpoints", run: breakpoints },
 ];
 
+/// The vector of the interrupt behind STI.
+const STI_VECTOR: u8 = 0x4c;
 /// DR6: single step.
 const DR6_BS: u64 = 1 << 14;
 
@@ -74,11 +78,7 @@ fn single_step(report: &mut Report) {
     judge(report, "IN from user mode", step!(["in al, dx"], in("dx") serial::COM1_SCRATCH, out("al") _));
     judge(report, "OUT to user mode", step!(["out dx, al"], in("dx") serial::COM1_SCRATCH, in("al") 0_u8));
     judge(report, "OUT to port 0x80", step!(["out 0x80, al"], in("al") 0_u8));
-    judge(
-        report,
-        "device memory in the driver",
-        step!(["mov eax, [{0}]"], in(reg) crate::apic::BASE + 0x30, out("eax") _),
-    );
+    judge(report, "device memory in the driver", step!(["mov eax, [{0}]"], in(reg) apic::BASE + 0x30, out("eax") _));
     judge(report, "device memory in user mode", step!(["mov eax, [{0}]"], in(reg) layout::HOLE, out("eax") _));
     judge(report, "MOV to CR0", step!(["mov cr0, {0}"], in(reg) cpu::cr0()));
     judge(report, "MOV from DR7", step!(["mov {0}, dr7"], out(reg) _));
@@ -95,6 +95,42 @@ fn single_step_mov_ss(report: &mut Report) {
     let early =
         (0..exception::debug_count()).filter_map(exception::debug_event).any(|(rip, _)| rip == behind.wrapping_sub(2));
     report.expect_of_cpu(!early, format_args!("#DB between MOV SS and the next instruction"));
+}
+
+/// STI holds interrupts back behind the next instruction, but not #DB (SDM vol. 3, 6.8.3 and 27.3.1.5): it comes behind
+/// STI, which QEMU's CPU forgets, and behind the next instruction, also when that one leaves the guest. An interrupt that
+/// is due comes once.
+fn single_step_sti(report: &mut Report) {
+    if let Err(fault) = apic::enter_xapic() {
+        return report.error(format_args!("xAPIC mode: {fault}"));
+    }
+    for due in [false, true] {
+        /// Steps over STI and instructions behind it, with an interrupt due where there is to be one.
+        macro_rules! step_sti {
+            ($name:literal, [$($line:literal),*] $(, $($operand:tt)+)?) => {{
+                exception::forget_interrupts();
+                if due {
+                    apic::send_self(STI_VECTOR);
+                }
+                let (sti, behind) = step!(["sti" $(, $line)*] $(, $($operand)+)?);
+                cpu::disable_interrupts();
+                let came = |at: u64| {
+                    (0..exception::debug_count()).filter_map(exception::debug_event).any(|(rip, _)| rip == at)
+                };
+                report.expect_of_cpu(came(sti + 1), format_args!("STI, {}: no #DB behind STI", $name));
+                if behind != sti + 1 {
+                    report.expect(came(behind), format_args!("STI, {}: no #DB behind it", $name));
+                }
+                let taken = exception::count(STI_VECTOR);
+                report.expect(taken == u32::from(due), format_args!("STI, {}: {taken} interrupts", $name));
+            }};
+        }
+        step_sti!("nothing", []);
+        step_sti!("NOP", ["nop"]);
+        step_sti!("CPUID", ["cpuid"], inout("eax") 0 => _, inout("ecx") 0 => _, out("edx") _);
+        step_sti!("IN", ["in al, dx"], in("dx") serial::COM1_SCRATCH, out("al") _);
+        step_sti!("WRMSR", ["wrmsr"], in("ecx") msr::TSC_AUX, in("eax") 0, in("edx") 0);
+    }
 }
 
 /// Breakpoints on execution come before the instruction, also when it is one that leaves the guest; breakpoints on data

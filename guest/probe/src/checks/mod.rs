@@ -5,15 +5,20 @@ use crate::exception;
 use crate::report::Outcome;
 use crate::report::Report;
 
+mod breakpoints;
 mod clock;
 mod control;
+mod control_bits;
 mod cpuid;
 mod debug;
+mod delivery;
 mod emulation;
 mod instructions;
 mod interrupts;
 pub(crate) mod msr;
+mod nmi;
 mod ports;
+mod software_interrupts;
 mod state;
 mod virtualization;
 
@@ -32,9 +37,14 @@ pub const ALL: &[&[Check]] = &[
     virtualization::CHECKS,
     instructions::CHECKS,
     control::CHECKS,
+    control_bits::CHECKS,
     msr::CHECKS,
     interrupts::CHECKS,
+    nmi::CHECKS,
+    software_interrupts::CHECKS,
+    delivery::CHECKS,
     debug::CHECKS,
+    breakpoints::CHECKS,
     ports::CHECKS,
     clock::CHECKS,
     state::CHECKS,

@@ -4,10 +4,8 @@ use super::Check;
 use crate::cpu;
 use crate::cpu::cr4;
 use crate::cpu::msr;
-use crate::exception;
-use crate::exception::Fault;
 use crate::exception::vector;
-use crate::layout;
+use crate::kernel;
 use crate::report::Report;
 use crate::user;
 
@@ -61,32 +59,11 @@ const VMX: &[Instruction] = &[
 const VMCALL: Instruction = ("VMCALL", &[0x0f, 0x01, 0xc1]);
 const VMMCALL: Instruction = ("VMMCALL", &[0x0f, 0x01, 0xd9]);
 
-/// Executes an instruction in ring 0, with RAX at scratch memory and RCX at 0; gives the exception that it raised.
-fn raised_in_ring_0(code: &[u8]) -> Option<Fault> {
-    const RET: u8 = 0xc3;
-    let Ok(page) = usize::try_from(layout::SCRATCH) else { return None };
-    let page = core::ptr::with_exposed_provenance_mut::<u8>(page);
-    for (index, byte) in code.iter().copied().chain([RET]).enumerate() {
-        // SAFETY: scratch memory, far larger than an instruction.
-        unsafe { page.add(index).write_volatile(byte) }
-    }
-    exception::guarded(|| {
-        // SAFETY: what these instructions would do if they were carried out is a failure of the machine; they change no
-        // register but RAX, and no memory but what lies below the stack and in scratch memory.
-        unsafe {
-            core::arch::asm!(
-                "call {}", in(reg) page, inout("rax") layout::SCRATCH + 0x1000 => _, in("rcx") 0_u64, in("rdx") 0_u64,
-                clobber_abi("C"),
-            );
-        }
-    })
-}
-
 /// What is not there raises #UD in ring 0. In ring 3 it is #UD or #GP: which comes first, "not there" or "not in ring 0",
 /// differs.
 fn undefined(report: &mut Report, instructions: &[Instruction]) {
     for (name, code) in instructions {
-        match raised_in_ring_0(code) {
+        match kernel::raised(code) {
             Some(fault) => report.expect(fault.vector == vector::UD, format_args!("{name}: {fault}")),
             None => report.fail(format_args!("{name} is carried out")),
         }
