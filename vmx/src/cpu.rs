@@ -222,6 +222,7 @@ impl Cpu {
     #[inline]
     pub(crate) unsafe fn load(&mut self, extended: &ExtendedState, vcpu: &mut VmxVcpu) {
         vcpu.registers.load();
+        vcpu.begin_turn();
         self.segments = HostSegments::read();
         // SAFETY: by the caller; the guest's values are checked when they are set.
         unsafe {

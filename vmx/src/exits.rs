@@ -101,7 +101,9 @@ pub(crate) fn decode(vcpu: &mut VmxVcpu) -> (Exit, Event) {
         reason::HLT => Exit::Halt,
         reason::INTERRUPT_WINDOW | reason::TPR_BELOW_THRESHOLD => Exit::InterruptWindow,
         reason::VMCALL => Exit::Hypercall,
-        reason::PREEMPTION_TIMER => Exit::Deadline,
+        reason::PREEMPTION_TIMER if vcpu.deadline_has_come() => Exit::Deadline,
+        // The turn is over, and an interrupt may wait for the host.
+        reason::PREEMPTION_TIMER => Exit::HostInterrupt,
         other => return rare(vcpu, other),
     };
     (exit, Event::NONE)
