@@ -17,7 +17,7 @@ mod instructions;
 mod interrupts;
 mod modes;
 pub(crate) mod msr;
-mod nmi;
+pub(crate) mod nmi;
 mod ports;
 mod real_mode;
 mod software_interrupts;
