@@ -31,6 +31,8 @@ pub mod msr {
     pub const X2APIC: u32 = 0x800;
     /// Extended features.
     pub const EFER: u32 = 0xc000_0080;
+    /// SYSCALL's segments.
+    pub const STAR: u32 = 0xc000_0081;
     /// SYSCALL's entry in long mode.
     pub const LSTAR: u32 = 0xc000_0082;
     /// SYSCALL's entry from compatibility mode.

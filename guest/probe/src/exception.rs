@@ -57,8 +57,14 @@ pub mod selector {
     pub const CODE32: u16 = 0x28;
     /// 32-bit code, ring 3.
     pub const USER_CODE32: u16 = 0x30 | 3;
-    /// Task state segment.
+    /// Task state segment, two entries.
     pub const TSS: u16 = 0x38;
+    /// 16-bit code, ring 0.
+    pub const CODE16: u16 = 0x48;
+    /// 16-bit data, ring 0.
+    pub const DATA16: u16 = 0x50;
+    /// For descriptors that checks make up, two entries.
+    pub const SPARE: u16 = 0x58;
 }
 
 /// What an instruction raised.
@@ -486,7 +492,7 @@ impl<const N: usize> CpuTable<N> {
 }
 
 /// The GDT, by [`selector`].
-pub static GDT: CpuTable<9> = CpuTable::new([
+pub static GDT: CpuTable<13> = CpuTable::new([
     0,
     0x00af_9b00_0000_ffff,
     0x00cf_9300_0000_ffff,
@@ -494,6 +500,10 @@ pub static GDT: CpuTable<9> = CpuTable::new([
     0x00cf_f300_0000_ffff,
     0x00cf_9b00_0000_ffff,
     0x00cf_fb00_0000_ffff,
+    0,
+    0,
+    0x0000_9b00_0000_ffff,
+    0x0000_9300_0000_ffff,
     0,
     0,
 ]);
@@ -567,7 +577,7 @@ pub fn install() {
     set_interrupt_stack(1, stacks + 16384);
     TSS.set(12, 104 << 48);
     fill_idt();
-    let gdtr = TablePointer { limit: 71, base: GDT.address() };
+    let gdtr = TablePointer { limit: 103, base: GDT.address() };
     load_idt(TablePointer { limit: 4095, base: IDT.address() });
     // SAFETY: the tables are complete, and the selectors are those of the tables that the entry code loaded.
     unsafe {

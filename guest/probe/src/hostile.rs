@@ -1,11 +1,14 @@
 //! What a guest must not get away with. Each mode ends its VM, goes on for ever (and is then ended from outside), or comes
 //! back unharmed; in no case does the host notice more than that.
 
+mod entry;
+
 use core::arch::asm;
 
 use crate::apic;
 use crate::apic::register;
 use crate::checks::msr;
+use crate::checks::nmi;
 use crate::cmdline::CommandLine;
 use crate::cpu;
 use crate::exception;
@@ -70,7 +73,11 @@ pub const ALL: &[Mode] = &[
     mode("apic-flood", End::GoesOn, apic_flood),
     mode("nmi-flood", End::GoesOn, nmi_flood),
     mode("timer-flood", End::GoesOn, timer_flood),
+    mode("nmi-iret", End::GoesOn, nmi_iret),
+    mode("mov-ss-flood", End::GoesOn, entry::mov_ss_flood),
+    mode("entry-state", End::GoesOn, entry::entry_state),
     mode("gif-off", End::ComesBack, gif_off),
+    mode("vmx-on", End::ComesBack, entry::vmx_on),
     mode("init-self", End::ComesBack, init_self),
     mode("clock-anywhere", End::ComesBack, clock_anywhere),
     mode("random-msr", End::GoesOn, random_msr),
@@ -281,6 +288,14 @@ fn timer_flood(_: &CommandLine) {
     apic::write(register::TIMER_INITIAL, 1);
     loop {
         cpu::wait_for_interrupt();
+    }
+}
+
+/// NMIs whose handlers return by stacks that fault, without end: what is due and what is blocked is never clear.
+fn nmi_iret(_: &CommandLine) {
+    match apic::enter_x2apic() {
+        Ok(()) => nmi::flood_with_bad_returns(),
+        Err(fault) => println!("probe: nmi-iret: no x2APIC mode: {fault}"),
     }
 }
 

@@ -32,6 +32,7 @@ pub mod cmdline;
 pub mod hostile;
 pub mod kernel;
 pub mod layout;
+pub mod legacy;
 pub mod machine;
 pub mod paging;
 pub mod pci;

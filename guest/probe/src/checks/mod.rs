@@ -15,9 +15,11 @@ mod delivery;
 mod emulation;
 mod instructions;
 mod interrupts;
+mod modes;
 pub(crate) mod msr;
-mod nmi;
+pub(crate) mod nmi;
 mod ports;
+mod real_mode;
 mod software_interrupts;
 mod state;
 mod virtualization;
@@ -48,6 +50,8 @@ pub const ALL: &[&[Check]] = &[
     ports::CHECKS,
     clock::CHECKS,
     state::CHECKS,
+    modes::CHECKS,
+    real_mode::CHECKS,
     emulation::CHECKS,
 ];
 

@@ -219,22 +219,7 @@ fn bad_return(stack: u64) -> (Option<Fault>, u32, u32) {
 /// handler is entered (SDM vol. 3, 6.7.1); AMD's manual leaves that open. The NMI that waits comes in the end, once.
 fn iret_faults(report: &mut Report) {
     let window = Window::new();
-    let frames = core::ptr::with_exposed_provenance_mut::<[u64; 5]>(0x62_0000);
-    let good =
-        [0x62_1000, u64::from(selector::KERNEL_CODE), 2, layout::SCRATCH + 0x2_2000, u64::from(selector::KERNEL_DATA)];
-    let bad_segment = [good[0], 0xfff8, good[2], good[3], good[4]];
-    let bad_address = [1 << 63, good[1], good[2], good[3], good[4]];
-    // SAFETY: scratch memory.
-    unsafe {
-        frames.write_volatile(bad_segment);
-        frames.add(1).write_volatile(bad_address);
-    }
-    let frame = |index: u64| layout::SCRATCH + 0x2_0000 + index * 40;
-    for (name, stack, wanted) in [
-        ("a stack that is not mapped", Window::page(3) + 0x800, vector::PF),
-        ("a code segment that does not exist", frame(0), vector::GP),
-        ("an address that is not canonical", frame(1), vector::GP),
-    ] {
+    for (name, stack, wanted) in bad_returns() {
         let (fault, after_fault, in_the_end) = bad_return(stack);
         match fault {
             Some(fault) if fault.vector == wanted => {
@@ -251,4 +236,34 @@ fn iret_faults(report: &mut Report) {
         report.expect(in_the_end == 2, format_args!("{name}: {in_the_end} NMIs in the end, not 2"));
     }
     drop(window);
+}
+
+/// Stacks that an IRET faults on, and what it raises. A [`Window`] has to be there, with nothing in it.
+fn bad_returns() -> [(&'static str, u64, u8); 3] {
+    let frames = core::ptr::with_exposed_provenance_mut::<[u64; 5]>(0x62_0000);
+    let good =
+        [0x62_1000, u64::from(selector::KERNEL_CODE), 2, layout::SCRATCH + 0x2_2000, u64::from(selector::KERNEL_DATA)];
+    let bad_segment = [good[0], 0xfff8, good[2], good[3], good[4]];
+    let bad_address = [1 << 63, good[1], good[2], good[3], good[4]];
+    // SAFETY: scratch memory.
+    unsafe {
+        frames.write_volatile(bad_segment);
+        frames.add(1).write_volatile(bad_address);
+    }
+    let frame = |index: u64| layout::SCRATCH + 0x2_0000 + index * 40;
+    [
+        ("a stack that is not mapped", Window::page(3) + 0x800, vector::PF),
+        ("a code segment that does not exist", frame(0), vector::GP),
+        ("an address that is not canonical", frame(1), vector::GP),
+    ]
+}
+
+/// NMIs whose handlers' IRETs fault, without end. The APIC is in x2APIC mode.
+pub(crate) fn flood_with_bad_returns() -> ! {
+    let _window = Window::new();
+    loop {
+        for (_, stack, _) in bad_returns() {
+            let _ = bad_return(stack);
+        }
+    }
 }
