@@ -2,12 +2,13 @@
 //!
 //! Starting a host takes longer than most scenarios do, so they share one, which is deterministic: it counts instructions,
 //! and a second there is a thousand million instructions however busy this machine is. A scenario that fails takes its host
-//! with it, and the next one gets a new host.
+//! with it, and the next one gets a new host. There is one on QEMU, with AMD-V, and one on Bochs, with VT-x.
 
 use std::cell::RefCell;
+use std::thread::LocalKey;
 use std::time::Duration;
 
-use xtask::rig::{Input, Machine, Outcome, Rig};
+use xtask::rig::{Input, Machine, Outcome, Rig, RigKind};
 use xtask::scenario::Verdict;
 use xtask::{Env, Result, build, images, probe, run};
 
@@ -16,17 +17,19 @@ use crate::checked::{Checked, ensure, told, verdict};
 /// The folder in the host where everything is, and where scripts run.
 pub(crate) const FOLDER: &str = "/covisor";
 
-/// A guest that boots Linux: Debian's cloud kernel with busybox.
-pub(crate) const MINI: &str = "run --engine svm --kernel vmlinuz --initrd mini --append quiet";
+/// A guest that boots Linux: Debian's cloud kernel with busybox. The engine is the one for the host's CPU.
+pub(crate) const MINI: &str = "run --engine $engine --kernel vmlinuz --initrd mini --append quiet";
 
 /// A guest without an operating system: the probe. `--append test=NAME` says what it does.
-pub(crate) const PROBE: &str = "run --engine svm --kernel probe --mem 64 --console serial --no-reboot";
+pub(crate) const PROBE: &str = "run --engine $engine --kernel probe --mem 64 --console serial --no-reboot";
 
 /// How long a script may take by this machine's clock.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Begins each script.
-const PRELUDE: &str = "cd /covisor\n";
+fn prelude(kind: RigKind) -> String {
+    format!("cd {FOLDER}; export engine={}\n", kind.engine())
+}
 
 /// Puts the host into the state that [`Host::check_clean`] expects.
 const SET_UP: &str = "modprobe msr && ./covisor driver install --module covisor.ko >/dev/null && dmesg -c >/dev/null";
@@ -68,15 +71,16 @@ const HARMLESS: [&str; 5] = [
 /// A running host, with the driver loaded.
 #[derive(Debug)]
 pub(crate) struct Host {
+    kind: RigKind,
     machine: Machine,
 }
 
 /// A rig with covisor, its driver, the guests `mini` and `probe`, and
 /// `host-watch`, all in [`FOLDER`].
-pub(crate) fn rig(env: &Env) -> Result<Rig> {
+pub(crate) fn rig(env: &Env, kind: RigKind) -> Result<Rig> {
     let kernel = images::default_kernel(env)?;
     let mini = images::mini(env, &kernel)?;
-    Ok(run::covisor_rig(env)?
+    Ok(run::covisor_rig(env, kind)?
         .file(kernel.vmlinuz, in_folder("vmlinuz"))
         .file(mini, in_folder("mini"))
         .file(probe::build_probe(env)?, in_folder("probe"))
@@ -92,7 +96,7 @@ pub(crate) fn in_folder(name: &str) -> String {
 impl Host {
     /// Starts a rig made by [`rig`] and loads the driver.
     pub(crate) fn start(rig: Rig) -> Checked<Self> {
-        let mut host = Self { machine: rig.start()? };
+        let mut host = Self { kind: rig.kind(), machine: rig.start()? };
         let outcome = host.sh(SET_UP)?;
         ensure!(outcome.status == 0, "the driver cannot be loaded: {}", told(&outcome));
         Ok(host)
@@ -105,7 +109,7 @@ impl Host {
 
     /// The same with standard input.
     pub(crate) fn sh_with(&mut self, script: &str, input: Input) -> Checked<Outcome> {
-        Ok(self.machine.run_with(&format!("{PRELUDE}{script}"), input)?)
+        Ok(self.machine.run_with(&format!("{}{script}", prelude(self.kind)), input)?)
     }
 
     /// Runs a script that must succeed, and gives its standard output.
@@ -144,19 +148,37 @@ fn is_complaint(line: &str) -> bool {
     number.is_none_or(|number| number & 7 <= WARNING)
 }
 
+/// A host that scenarios share.
+type Shared = LocalKey<RefCell<Option<Host>>>;
+
 thread_local! {
-    static SHARED: RefCell<Option<Host>> = const { RefCell::new(None) };
+    static ON_QEMU: RefCell<Option<Host>> = const { RefCell::new(None) };
+    static ON_BOCHS: RefCell<Option<Host>> = const { RefCell::new(None) };
 }
 
-/// Tries a scenario on the shared host, and checks afterwards that the host is as it was.
+/// Tries a scenario on the shared host on QEMU, and checks afterwards that the host is as it was.
 pub(crate) fn on_host(env: &Env, scenario: impl FnOnce(&mut Host) -> Checked) -> Result<Verdict> {
-    SHARED.with_borrow_mut(|shared| {
+    on_shared(env, RigKind::Qemu, &ON_QEMU, scenario)
+}
+
+/// The same on Bochs.
+pub(crate) fn on_bochs_host(env: &Env, scenario: impl FnOnce(&mut Host) -> Checked) -> Result<Verdict> {
+    on_shared(env, RigKind::Bochs, &ON_BOCHS, scenario)
+}
+
+fn on_shared(
+    env: &Env,
+    kind: RigKind,
+    shared: &'static Shared,
+    scenario: impl FnOnce(&mut Host) -> Checked,
+) -> Result<Verdict> {
+    shared.with_borrow_mut(|shared| {
         let tried = match shared.take() {
             Some(host) => {
                 host.machine.go_on();
                 Ok(host)
             }
-            None => rig(env).map_err(Into::into).and_then(|rig| Host::start(rig.count_instructions(true))),
+            None => rig(env, kind).map_err(Into::into).and_then(|rig| Host::start(rig.count_instructions(true))),
         }
         .and_then(|mut host| {
             scenario(&mut host)?;
@@ -168,16 +190,17 @@ pub(crate) fn on_host(env: &Env, scenario: impl FnOnce(&mut Host) -> Checked) ->
     })
 }
 
-/// Tries a scenario on a host of its own, and checks afterwards that the host is as it was.
+/// Tries a scenario on a host of its own on QEMU, and checks afterwards that the host is as it was.
 pub(crate) fn on_own_host(
     env: &Env,
     shape: impl FnOnce(Rig) -> Checked<Rig>,
     scenario: impl FnOnce(&mut Host) -> Checked,
 ) -> Result<Verdict> {
-    let tried = rig(env).map_err(Into::into).and_then(shape).and_then(Host::start).and_then(|mut host| {
-        scenario(&mut host)?;
-        host.check_clean()
-    });
+    let tried =
+        rig(env, RigKind::Qemu).map_err(Into::into).and_then(shape).and_then(Host::start).and_then(|mut host| {
+            scenario(&mut host)?;
+            host.check_clean()
+        });
     verdict(tried)
 }
 
