@@ -29,11 +29,11 @@ const TIMEOUT: Duration = Duration::from_secs(1800);
 /// Begins each script: the folder, and what depends on the test machine. Whose CPU it is the probe is told, for it knows the
 /// flaws of QEMU's.
 fn prelude(kind: RigKind) -> String {
-    let (engine, kvm, cpu) = match kind {
-        RigKind::Qemu => ("svm", "kvm_amd", "tcg"),
-        RigKind::Bochs => ("vmx", "kvm_intel", "bochs"),
+    let (kvm, cpu) = match kind {
+        RigKind::Qemu => ("kvm_amd", "tcg"),
+        RigKind::Bochs => ("kvm_intel", "bochs"),
     };
-    let disk = kind.first_disk();
+    let (engine, disk) = (kind.engine(), kind.first_disk());
     format!("cd {FOLDER}\nENGINE={engine} KVM={kvm} CPU={cpu} DISK={disk}\n")
 }
 
@@ -106,10 +106,7 @@ impl Host {
 
     /// The engine that this CPU is for.
     pub(crate) fn engine(&self) -> &'static str {
-        match self.kind {
-            RigKind::Qemu => "svm",
-            RigKind::Bochs => "vmx",
-        }
+        self.kind.engine()
     }
 
     /// How the line begins by which `doctor` says that this engine can run guests.

@@ -3,6 +3,7 @@
 //! Each area has a module with its list of scenarios; [`all`] joins them.
 
 mod bad_input;
+mod bochs;
 mod checked;
 mod contract;
 mod cost;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Scenario> {
         first_debian,
         dies_cleanly::SCENARIOS,
         rig::SCENARIOS,
+        bochs::SCENARIOS,
         mini::SCENARIOS,
         contract::SCENARIOS,
         more_debian,

@@ -40,8 +40,10 @@ pub fn mini(env: &Env, kernel: &Kernel) -> Result<PathBuf> {
         Initramfs { kernel, load: &GUEST_MODULES, carry: &[], agent: &agent, console_shell: true, hostname: "mini" }
             .build()?;
     let path = env.out.join("images").join(format!("mini-{}.cpio", kernel.version));
-    // Others may be reading the old one, and writing this one too.
-    let new = path.with_extension(format!("cpio.{}-{:?}", std::process::id(), std::thread::current().id()));
+    // Scenarios build it at the same time, in threads of one process.
+    let _lock = fs::Lock::take(path.with_extension("lock"))?;
+    // Another process may be reading the old one.
+    let new = path.with_extension(format!("cpio.{}", std::process::id()));
     fs::write(&new, content)?;
     fs::rename(&new, &path)?;
     Ok(path)

@@ -10,16 +10,13 @@ use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::host_shell::exit_code;
 use crate::rig::{Disk, Input, Rig, RigKind};
-use crate::{build, driver, images, rig, setup};
+use crate::{build, driver, images, setup};
 
 /// Where things are in the host.
 const PROGRAM: &str = "/covisor/covisor";
 const MODULE: &str = "/covisor/covisor.ko";
 const KERNEL: &str = "/covisor/vmlinuz";
 const INITRD: &str = "/covisor/initrd";
-
-/// The first disk in the host.
-const FIRST_DISK: &str = "/dev/vda";
 
 /// What the host itself needs beside the guest's memory and the files that it carries.
 const HOST_MEMORY_MIB: u32 = 384;
@@ -34,6 +31,8 @@ pub enum Engine {
     Auto,
     /// AMD-V with nested paging.
     Svm,
+    /// VT-x with EPT and unrestricted guest.
+    Vmx,
 }
 
 impl Engine {
@@ -41,6 +40,15 @@ impl Engine {
         match self {
             Self::Auto => "auto",
             Self::Svm => "svm",
+            Self::Vmx => "vmx",
+        }
+    }
+
+    /// Who emulates the machine that has what it takes.
+    fn rig(self) -> RigKind {
+        match self {
+            Self::Auto | Self::Svm => RigKind::Qemu,
+            Self::Vmx => RigKind::Bochs,
         }
     }
 }
@@ -104,9 +112,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "COMMAND")]
     pub exec: Option<String>,
 
-    /// The test machine's CPU, in QEMU's words.
-    #[arg(long, default_value = rig::CPU_SVM, value_name = "CPU")]
-    pub cpu: String,
+    /// Who emulates the test machine: Bochs for `--engine vmx` and QEMU for the others when not given.
+    #[arg(long, value_enum)]
+    pub rig: Option<RigKind>,
+
+    /// The test machine's CPU, in the emulator's words; one that has what the engine needs when not given.
+    #[arg(long, value_name = "CPU")]
+    pub cpu: Option<String>,
 
     /// Give up on --exec after so many seconds.
     #[arg(long, default_value_t = EXEC_TIMEOUT_SECONDS, value_name = "SECONDS")]
@@ -115,6 +127,13 @@ pub struct RunArgs {
     /// Show the host's console on standard error.
     #[arg(long)]
     pub host_log: bool,
+}
+
+impl RunArgs {
+    /// Who emulates the test machine.
+    fn rig(&self) -> RigKind {
+        self.rig.unwrap_or(self.engine.rig())
+    }
 }
 
 /// A guest's files on this machine.
@@ -133,8 +152,9 @@ struct GuestFiles {
 pub fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
     setup::ensure(env)?;
     let guest = GuestFiles::find(env, args)?;
-    let rig = covisor_rig(env, RigKind::Qemu)?
-        .cpu(&args.cpu)
+    let kind = args.rig();
+    let rig = covisor_rig(env, kind)?
+        .cpu(args.cpu.as_deref().unwrap_or(kind.default_cpu()))
         .memory_mib(host_memory(args.mem, &[&guest.kernel, &guest.initrd]))
         .file(&guest.kernel, KERNEL)
         .file(&guest.initrd, INITRD)
@@ -257,7 +277,7 @@ fn host_script(args: &RunArgs, guest: &GuestFiles) -> String {
         },
     ];
     if guest.disk.is_some() {
-        words.extend(["--disk".to_owned(), FIRST_DISK.to_owned()]);
+        words.extend(["--disk".to_owned(), args.rig().first_disk().to_owned()]);
     }
     if let Some(command) = &args.exec {
         words.extend(["--exec".to_owned(), command.clone()]);
@@ -300,6 +320,14 @@ mod tests {
         let script = script(&["--exec", "echo 'it is'"]);
         assert!(script.ends_with(r"'--exec' 'echo '\''it is'\'''"), "{script}");
         assert!(script.contains("'--append' 'console=tty0 console=hvc0 root=/dev/vda ro quiet'"), "{script}");
+    }
+
+    #[test]
+    fn the_engine_chooses_the_machine_unless_it_is_named() {
+        assert!(script(&["--engine", "vmx"]).contains("'--disk' '/dev/sdb'"));
+        assert!(script(&["--engine", "svm"]).contains("'--disk' '/dev/vda'"));
+        assert!(script(&["--rig", "bochs"]).contains("'--disk' '/dev/sdb'"));
+        assert!(script(&["--rig", "qemu", "--engine", "vmx"]).contains("'--disk' '/dev/vda'"));
     }
 
     #[test]

@@ -97,3 +97,48 @@ pub(crate) fn set_nonblocking(fd: RawFd, nonblocking: bool) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::{FromRawFd, OwnedFd};
+
+    use super::*;
+
+    /// A pseudo-terminal: its master and the name of its other end.
+    fn terminal() -> (File, PathBuf) {
+        // SAFETY: the call takes plain integers and makes a descriptor that nobody else has.
+        let master = unsafe { OwnedFd::from_raw_fd(libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY)) };
+        let mut name = [0; 64];
+        // SAFETY: the descriptor is open, and the pointer and the length are the array's.
+        let named = unsafe {
+            libc::grantpt(master.as_raw_fd()) == 0
+                && libc::unlockpt(master.as_raw_fd()) == 0
+                && libc::ptsname_r(master.as_raw_fd(), name.as_mut_ptr(), name.len()) == 0
+        };
+        assert!(named);
+        // SAFETY: the call above succeeded and so has ended the name with a zero.
+        let name = unsafe { std::ffi::CStr::from_ptr(name.as_ptr()) };
+        (File::from(master), PathBuf::from(name.to_str().unwrap()))
+    }
+
+    #[test]
+    fn a_serial_line_passes_every_byte_both_ways() {
+        let (mut master, name) = terminal();
+        let mut port = open(&name).unwrap();
+        assert!(!port.host_waits);
+        let bytes: Vec<u8> = (0..=255).collect();
+        let mut buffer = [0; 256];
+        port.file.write_all(&bytes).unwrap();
+        master.read_exact(&mut buffer).unwrap();
+        assert_eq!(buffer.as_slice(), bytes);
+        master.write_all(&bytes).unwrap();
+        port.file.read_exact(&mut buffer).unwrap();
+        assert_eq!(buffer.as_slice(), bytes);
+    }
+
+    #[test]
+    fn what_is_no_terminal_has_a_host_that_waits() {
+        assert!(open(Path::new("/dev/null")).unwrap().host_waits);
+    }
+}

@@ -3,7 +3,7 @@
 //! Each operation is done [`WARM_UP`] times, then [`COUNT`] times between two readings of the time stamp counter, and that
 //! [`BATCHES`] times; the result is the median of the batches' means, rounded down, with the loop's two instructions (DEC,
 //! JNZ) and the operation's own included. (A batch in which the host's own timer fires is none of the exit's cost.) Under
-//! QEMU's `-icount shift=0` the counter counts instructions.
+//! QEMU's `-icount shift=0`, and on Bochs, the counter counts instructions.
 //!
 //! | op | instruction |
 //! |---|---|
@@ -40,6 +40,9 @@ pub const WARM_UP: u64 = 100;
 const HALT_COUNT: u64 = 10;
 /// Length of a wait, in the timer's counts, which are nanoseconds: longer than KVM polls for a wake-up (200 us).
 const HALT_DELAY: u32 = 1_000_000;
+/// How often a second the time stamp counter goes on by one, in thousands, where `tsc-khz=` does not say: one count is a
+/// nanosecond.
+const DEFAULT_TSC_KHZ: u64 = 1_000_000;
 /// The timer's vector.
 const HALT_VECTOR: u8 = 0x40;
 
@@ -112,7 +115,7 @@ pub fn run(line: &CommandLine) {
     print("port-user", measure!(["in al, dx"], in("dx") serial::COM1_SCRATCH, out("al") _));
     let address = line.number("mmio").or_else(pci::virtio_memory).unwrap_or(layout::HOLE);
     print("mmio-user", measure!(["mov eax, [{address}]"], address = in(reg) address, out("eax") _));
-    print("halt-wake", halt_wake());
+    print("halt-wake", halt_wake(line.number("tsc-khz").unwrap_or(DEFAULT_TSC_KHZ)));
 }
 
 /// How long after the end of the wait the guest is awake.
@@ -122,7 +125,8 @@ pub fn run(line: &CommandLine) {
 /// counts the exit that starts the timer and everything from the timer's expiry on: the host's timer interrupt, waking
 /// the vCPU's thread, entering the guest, delivering the interrupt. The way into the halt falls into the millisecond and
 /// is not counted. (One-shot, not TSC-deadline: KVM starts deadlines early and spins.)
-fn halt_wake() -> u64 {
+fn halt_wake(tsc_khz: u64) -> u64 {
+    let delay = u64::from(HALT_DELAY) * tsc_khz / DEFAULT_TSC_KHZ;
     if apic::has_x2() && apic::enter_x2apic().is_err() || !apic::has_x2() && apic::enter_xapic().is_err() {
         return 0;
     }
@@ -132,7 +136,7 @@ fn halt_wake() -> u64 {
             let start = cpu::rdtsc();
             apic::write(apic::register::TIMER_INITIAL, HALT_DELAY);
             cpu::wait_for_interrupt();
-            sum + (exception::last_tsc() - start).saturating_sub(u64::from(HALT_DELAY))
+            sum + (exception::last_tsc() - start).saturating_sub(delay)
         })
     };
     rounds(10);

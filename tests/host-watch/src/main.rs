@@ -1,5 +1,6 @@
 //! Programs of the host that watch whether a guest beside them disturbs them.
 
+mod counter;
 mod registers;
 mod stops;
 mod ticks;
@@ -41,6 +42,11 @@ enum Watch {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         program: Vec<String>,
     },
+    /// Prints how far the time stamp counter goes on over a loop of two instructions
+    Counter {
+        /// How often it is done.
+        rounds: u64,
+    },
     /// Keeps values in registers until SIGTERM, and prints which changed
     Registers,
 }
@@ -49,6 +55,10 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().watch {
         Watch::Ticks { period, first } => ticks::watch(Duration::from_micros(period), first),
         Watch::Stops { count, after, program } => stops::watch(&program, count, Duration::from_millis(after)),
+        Watch::Counter { rounds } => {
+            counter::watch(rounds);
+            Ok(())
+        }
         Watch::Registers => registers::watch(),
     };
     match result {

@@ -48,6 +48,10 @@ struct Arguments {
     #[arg(long)]
     append: Option<String>,
 
+    /// Further words for the guest's command line when it measures.
+    #[arg(long, value_name = "WORDS", default_value = "", conflicts_with = "append")]
+    bench_append: String,
+
     /// Print the figures as the guest does, `bench OP INSTRUCTIONS`, not as JSON.
     #[arg(long)]
     text: bool,
@@ -76,7 +80,8 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
         }
         None => {
             let line = format!(
-                "test=bench driver-port={PIC_MASK_PORT:#x} driver-port-bytes=1 doorbell={DOORBELL_PORT:#x} mmio={MMIO_ADDRESS:#x}"
+                "test=bench driver-port={PIC_MASK_PORT:#x} driver-port-bytes=1 doorbell={DOORBELL_PORT:#x} mmio={MMIO_ADDRESS:#x} {}",
+                arguments.bench_append
             );
             Machine::new(&image, &line, DOORBELL_PORT)?.run(|text| match result(text) {
                 Some(_) if arguments.text => writeln!(out, "{text}"),

@@ -18,7 +18,7 @@ use covisor_guest_images::cpio::Archive;
 use covisor_guest_images::error::Error as BuildError;
 use covisor_guest_images::fs;
 
-use super::figure::{BARE, COVISOR, Figure};
+use super::figure::{BARE, COVISOR_SVM, Figure};
 use super::{BenchError, stub};
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -72,7 +72,7 @@ pub(super) fn run(env: &Env) -> Result<Vec<Figure>> {
     step.done();
 
     let figure = |system, instructions| Figure { bench: "boot", op: "boot".to_owned(), system, instructions };
-    Ok(vec![figure(COVISOR, covisor), figure(BARE, bare)])
+    Ok(vec![figure(COVISOR_SVM, covisor), figure(BARE, bare)])
 }
 
 /// The difference of the two counters.

@@ -2,7 +2,7 @@
 //! machine. What each operation is, is said in the probe's `bench` module; the guest's code is the same on both.
 
 use super::BenchError;
-use super::figure::{COVISOR, Figure, KVM};
+use super::figure::{COVISOR_SVM, COVISOR_VMX, Figure, KVM_SVM, KVM_VMX};
 use crate::env::Env;
 use crate::error::Result;
 use crate::rig::{Machine, RigKind};
@@ -20,31 +20,39 @@ const DOORBELL_PORT: u16 = 0xbf00;
 /// What a line with a figure begins with.
 const FIGURE: &str = "bench ";
 
-/// Measures both systems.
-pub(super) fn run(env: &Env) -> Result<Vec<Figure>> {
+/// Measures both systems on a machine of this kind.
+pub(super) fn run(env: &Env, kind: RigKind) -> Result<Vec<Figure>> {
+    let (covisor, kvm) = match kind {
+        RigKind::Qemu => (COVISOR_SVM, KVM_SVM),
+        RigKind::Bochs => (COVISOR_VMX, KVM_VMX),
+    };
     let probe = probe::build_probe(env)?;
     let kvm_bench = build::static_program(env, "covisor-kvm-bench", "covisor-kvm-bench")?;
-    let rig = run::covisor_rig(env, RigKind::Qemu)?
+    let rig = run::covisor_rig(env, kind)?
         .count_instructions(true)
         .memory_mib(512)
         .file(probe, PROBE)
         .file(kvm_bench, KVM_BENCH);
+    let counter = format!("tsc-khz={}", rig.counter_khz());
     let step = env.progress.step("starting the test machine, counting instructions");
     let mut machine = rig.start()?;
     step.done();
 
     let step = env.progress.step("measuring KVM's exits");
-    let script = format!("modprobe kvm_amd && {KVM_BENCH} --text {PROBE} && rmmod kvm_amd kvm");
-    let mut figures = figures(&mut machine, "KVM", &script, KVM)?;
+    let module = kind.kvm_module();
+    let script =
+        format!("modprobe {module} && {KVM_BENCH} --text --bench-append {counter} {PROBE} && rmmod {module} kvm");
+    let mut figures = figures(&mut machine, "KVM", &script, kvm)?;
     step.done();
 
     let step = env.progress.step("measuring covisor's exits");
+    let engine = kind.engine();
     let script = format!(
-        "{PROGRAM} driver install --module {MODULE} >&2 && exec {PROGRAM} run --engine svm --kernel {PROBE} --mem 64 \
-         --console serial --no-reboot --test-doorbell {DOORBELL_PORT:#x} --append 'test=bench doorbell={DOORBELL_PORT:#x}' \
-         </dev/null"
+        "{PROGRAM} driver install --module {MODULE} >&2 && exec {PROGRAM} run --engine {engine} --kernel {PROBE} \
+         --mem 64 --console serial --no-reboot --test-doorbell {DOORBELL_PORT:#x} \
+         --append 'test=bench doorbell={DOORBELL_PORT:#x} {counter}' </dev/null"
     );
-    figures.extend(self::figures(&mut machine, "covisor", &script, COVISOR)?);
+    figures.extend(self::figures(&mut machine, "covisor", &script, covisor)?);
     step.done();
     machine.shut_down()?;
     Ok(figures)
@@ -76,9 +84,9 @@ mod tests {
 
     #[test]
     fn only_lines_of_the_benchmark_have_figures() {
-        let found = figure("bench cpuid 12\r", KVM).unwrap();
+        let found = figure("bench cpuid 12\r", KVM_SVM).unwrap();
         assert_eq!((found.op.as_str(), found.instructions), ("cpuid", 12));
-        assert_eq!(figure("probe: entry-tsc 12", KVM), None);
-        assert_eq!(figure("bench cpuid", KVM), None);
+        assert_eq!(figure("probe: entry-tsc 12", KVM_SVM), None);
+        assert_eq!(figure("bench cpuid", KVM_SVM), None);
     }
 }

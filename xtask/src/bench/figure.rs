@@ -15,10 +15,16 @@ pub(super) struct Figure {
     pub(super) instructions: u64,
 }
 
-/// Ours, which the table's ratio is of.
-pub(super) const COVISOR: &str = "covisor-svm";
+/// What our systems' names begin with: the table's ratios are of ours.
+const OURS: &str = "covisor-";
+/// covisor on AMD-V.
+pub(super) const COVISOR_SVM: &str = "covisor-svm";
+/// covisor on VT-x.
+pub(super) const COVISOR_VMX: &str = "covisor-vmx";
 /// KVM on AMD-V.
-pub(super) const KVM: &str = "kvm-svm";
+pub(super) const KVM_SVM: &str = "kvm-svm";
+/// KVM on VT-x.
+pub(super) const KVM_VMX: &str = "kvm-vmx";
 /// No hypervisor.
 pub(super) const BARE: &str = "bare";
 
@@ -42,11 +48,13 @@ pub(super) fn table(figures: &[Figure]) -> String {
             systems.push(figure.system);
         }
     }
-    systems.sort_by_key(|system| *system != COVISOR);
-    let others: Vec<&str> = systems.iter().copied().filter(|system| *system != COVISOR).collect();
-    let value = |op: &str, system: &str| {
-        figures.iter().find(|figure| figure.op == op && figure.system == system).map(|figure| figure.instructions)
+    let is_ours = |system: &str| system.starts_with(OURS);
+    systems.sort_by_key(|system| !is_ours(system));
+    let others: Vec<&str> = systems.iter().copied().filter(|system| !is_ours(system)).collect();
+    let of = |op: &str, chosen: &dyn Fn(&str) -> bool| {
+        figures.iter().find(|figure| figure.op == op && chosen(figure.system)).map(|figure| figure.instructions)
     };
+    let value = |op: &str, system: &str| of(op, &|name| name == system);
 
     let mut text = format!("{:<12}", "op");
     for system in &systems {
@@ -63,7 +71,7 @@ pub(super) fn table(figures: &[Figure]) -> String {
             push(&mut text, format_args!("{shown:>15}"));
         }
         for other in &others {
-            let ratio = value(op, COVISOR).zip(value(op, other)).and_then(|(ours, theirs)| percent(ours, theirs));
+            let ratio = of(op, &is_ours).zip(value(op, other)).and_then(|(ours, theirs)| percent(ours, theirs));
             push(&mut text, format_args!("{:>15}", ratio.unwrap_or_else(|| "-".to_owned())));
         }
         text.push('\n');
@@ -93,13 +101,14 @@ mod tests {
 
     #[test]
     fn a_figure_is_one_json_object() {
-        let json = figure("cpuid", COVISOR, 612).json();
+        let json = figure("cpuid", COVISOR_SVM, 612).json();
         assert_eq!(json, r#"{"bench":"exits","op":"cpuid","system":"covisor-svm","instructions":612}"#);
     }
 
     #[test]
     fn the_table_has_our_column_first_and_the_ratio_last() {
-        let text = table(&[figure("cpuid", KVM, 1000), figure("cpuid", COVISOR, 125), figure("msr", KVM, 5)]);
+        let text =
+            table(&[figure("cpuid", KVM_SVM, 1000), figure("cpuid", COVISOR_SVM, 125), figure("msr", KVM_SVM, 5)]);
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[0], ["op", "covisor-svm", "kvm-svm", "of", "kvm-svm"]);
         assert_eq!(lines[1], ["cpuid", "125", "1000", "12.5", "%"]);

@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: what things cost, in instructions on the deterministic rig.
 //!
 //! QEMU runs with `-icount shift=0,sleep=off`: every instruction takes one nanosecond of the machine's time and its time
-//! stamp counter counts nanoseconds, so that RDTSC counts instructions, the same number in every run.
+//! stamp counter counts nanoseconds, so that RDTSC counts instructions, the same number in every run. On Bochs it counts them
+//! anyway.
 
 mod boot;
 mod exits;
@@ -12,6 +13,7 @@ use clap::{Args, Subcommand};
 
 use crate::env::Env;
 use crate::error::Result;
+use crate::rig::RigKind;
 use crate::setup;
 
 /// Arguments of `cargo xtask bench`.
@@ -30,7 +32,11 @@ pub struct BenchArgs {
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Instructions for one round trip of each kind of exit, next to KVM's.
-    Exits,
+    Exits {
+        /// Who emulates the machine: QEMU has AMD-V, Bochs VT-x.
+        #[arg(long, value_enum, default_value_t = RigKind::Qemu)]
+        rig: RigKind,
+    },
     /// Instructions from guest kernel entry to the first program, next to the bare kernel's.
     Boot,
 }
@@ -71,7 +77,7 @@ pub enum BenchError {
 pub fn run(env: &Env, args: &BenchArgs) -> Result<()> {
     setup::ensure(env)?;
     let figures = match args.what {
-        BenchCommand::Exits => exits::run(env)?,
+        BenchCommand::Exits { rig } => exits::run(env, rig)?,
         BenchCommand::Boot => boot::run(env)?,
     };
     if args.json {

@@ -73,6 +73,24 @@ impl RigKind {
         }
     }
 
+    /// covisor's engine for the CPU that it gives.
+    #[must_use]
+    pub fn engine(self) -> &'static str {
+        match self {
+            Self::Qemu => "svm",
+            Self::Bochs => "vmx",
+        }
+    }
+
+    /// KVM's module for it.
+    #[must_use]
+    pub fn kvm_module(self) -> &'static str {
+        match self {
+            Self::Qemu => "kvm_amd",
+            Self::Bochs => "kvm_intel",
+        }
+    }
+
     /// The device of the first disk that is added, in the host; further ones follow by the alphabet.
     #[must_use]
     pub fn first_disk(self) -> &'static str {
@@ -216,6 +234,22 @@ impl Rig {
     pub fn show_log(mut self, show: bool) -> Self {
         self.show_log = show;
         self
+    }
+
+    /// Who emulates the machine.
+    #[must_use]
+    pub fn kind(&self) -> RigKind {
+        if self.bochs.is_some() { RigKind::Bochs } else { RigKind::Qemu }
+    }
+
+    /// How often a second the time stamp counter goes on by one, in thousands, where instructions are counted: see
+    /// [`Rig::count_instructions`].
+    #[must_use]
+    pub fn counter_khz(&self) -> u32 {
+        match self.kind() {
+            RigKind::Qemu => 1_000_000,
+            RigKind::Bochs => bochs::INSTRUCTIONS_PER_SECOND / 1000,
+        }
     }
 
     /// The host's kernel.

@@ -1,6 +1,6 @@
 //! The disk that the Bochs rig boots from: a boot sector of our own (`boot.S`), the kernel, and its initramfs.
 //!
-//! Bochs has no way to put a kernel into memory, and a boot loader made for everything takes longer than this. The kernel is
+//! Bochs has no way to put a whole kernel and initramfs into memory, and a boot loader made for everything takes longer. The kernel is
 //! started by its real-mode entry (`Documentation/arch/x86/boot.rst`), so that it asks the BIOS for the memory map itself.
 
 use covisor_guest_images::command::Cmd;
@@ -8,6 +8,9 @@ use covisor_guest_images::fs;
 
 use crate::env::Env;
 use crate::error::{Error, Result};
+
+/// The boot sector's source.
+const BOOT_SECTOR: &str = include_str!("boot.S");
 
 /// Bytes of a sector.
 const SECTOR: usize = 512;
@@ -26,6 +29,8 @@ const SETUP_ADDRESS: u32 = 0x1_0000;
 const SETUP_SIZE: usize = 0x1_0000;
 /// The command line's place in it.
 const CMDLINE_OFFSET: usize = 0xe000;
+/// Its address.
+const CMDLINE_ADDRESS: u32 = 0x1_e000;
 /// The longest command line that fits behind it, with the zero at its end.
 const CMDLINE_SIZE: usize = SETUP_SIZE - CMDLINE_OFFSET;
 /// End of the heap in it, below the stack.
@@ -57,6 +62,9 @@ mod header {
     pub(super) const CMDLINE: usize = 0x228;
 }
 
+/// The header's heap end is so much less than the true one.
+const HEAP_END_BIAS: u16 = 0x200;
+
 /// A loader without a number of its own.
 const LOADER_UNDEFINED: u8 = 0xff;
 /// The heap's end is valid.
@@ -65,7 +73,7 @@ const CAN_USE_HEAP: u8 = 1 << 7;
 /// The sectors of a track and the tracks of a cylinder that Bochs has for every disk: it wants whole cylinders.
 const CYLINDER: usize = 63 * 16 * SECTOR;
 
-/// Builds the boot sector.
+/// Builds the boot sector, or takes the one that was built before.
 ///
 /// # Errors
 /// When the assembler or the linker fails.
@@ -73,15 +81,19 @@ pub(super) fn boot_sector(env: &Env) -> Result<Vec<u8>> {
     let dir = env.out.join("bochs");
     let _lock = fs::Lock::take(dir.join("boot.lock"))?;
     let (source, object, binary) = (dir.join("boot.S"), dir.join("boot.o"), dir.join("boot.bin"));
-    fs::write(&source, include_str!("boot.S"))?;
-    let step = env.progress.step("assembling the boot sector");
-    Cmd::new("gcc").args(["-m32", "-c", "-o"]).arg(&object).arg(&source).run(&step)?;
-    Cmd::new("ld")
-        .args(["-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary", "-o"])
-        .arg(&binary)
-        .arg(&object)
-        .run(&step)?;
-    step.done();
+    let is_built = binary.exists() && fs::read(&source).is_ok_and(|built| built == BOOT_SECTOR.as_bytes());
+    if !is_built {
+        let step = env.progress.step("assembling the boot sector");
+        fs::remove(&binary)?;
+        fs::write(&source, BOOT_SECTOR)?;
+        Cmd::new("gcc").args(["-m32", "-c", "-o"]).arg(&object).arg(&source).run(&step)?;
+        Cmd::new("ld")
+            .args(["-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary", "-o"])
+            .arg(&binary)
+            .arg(&object)
+            .run(&step)?;
+        step.done();
+    }
     let sector = fs::read(&binary)?;
     if sector.len() == SECTOR { Ok(sector) } else { Err(Error::BootDisk("its boot sector is not one sector long")) }
 }
@@ -117,10 +129,10 @@ pub(super) fn build(
     setup[..setup_length].copy_from_slice(setup_code);
     setup[header::LOADER] = LOADER_UNDEFINED;
     setup[header::LOAD_FLAGS] |= CAN_USE_HEAP;
-    put(&mut setup, header::HEAP_END, &(HEAP_END - 0x200).to_le_bytes());
+    put(&mut setup, header::HEAP_END, &(HEAP_END - HEAP_END_BIAS).to_le_bytes());
     put(&mut setup, header::INITRD_ADDRESS, &initrd_address.to_le_bytes());
     put(&mut setup, header::INITRD_SIZE, &initrd_size.to_le_bytes());
-    put(&mut setup, header::CMDLINE, &(SETUP_ADDRESS + 0xe000).to_le_bytes());
+    put(&mut setup, header::CMDLINE, &CMDLINE_ADDRESS.to_le_bytes());
     put(&mut setup, CMDLINE_OFFSET, cmdline.as_bytes());
 
     let mut disk = boot_sector.to_vec();

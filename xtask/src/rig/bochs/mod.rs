@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 
 /// Instructions in a second of the machine's time: as many as in QEMU's machines where they count instructions, so that every
 /// time that a test allows holds for both.
-const INSTRUCTIONS_PER_SECOND: u32 = 1_000_000_000;
+pub(super) const INSTRUCTIONS_PER_SECOND: u32 = 1_000_000_000;
 
 /// What every host kernel gets: console on the log, the agent on the second serial port; a panic ends the machine, since
 /// Bochs ends at a triple fault. The cryptography's self-tests take as many instructions as the rest of the boot.
