@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
+use xtask::rig::RigKind;
 use xtask::run::shell_word;
 use xtask::scenario::Scenario;
 
@@ -15,9 +16,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         on_host(env, kind, |host| killed(host, EARLY_KILLS, WORKING_KILLS))
     }),
     Scenario::new("dies-cleanly/killed-on-two-cpus", |env, kind| {
-        on_own_host(env, kind, |rig| Ok(rig.cpus(2)), |host| killed(host, TWO_CPU_KILLS, 0))
+        on_own_host(env, kind, |rig| Ok(rig.cpus(2)), |host| killed(host, two_cpu_kills(kind), 0))
     }),
 ];
+
+/// As many kills as there is time for on a slow test machine.
+pub(crate) const FEWER: Scenario = Scenario::new("dies-cleanly/killed-12-times", |env, kind| {
+    on_host(env, kind, |host| killed(host, FEWER_EARLY_KILLS, FEWER_WORKING_KILLS))
+});
 
 /// How many machines run one after another.
 const MACHINES: u32 = 200;
@@ -27,8 +33,18 @@ const MACHINES: u32 = 200;
 const EARLY_KILLS: u32 = 35;
 /// How many are killed while the guest reads and writes its disk.
 const WORKING_KILLS: u32 = 15;
+/// The same for [`FEWER`].
+const FEWER_EARLY_KILLS: u32 = 9;
+/// The same.
+const FEWER_WORKING_KILLS: u32 = 3;
+
 /// How many are killed on two CPUs, from the one on which the guest does not run.
-const TWO_CPU_KILLS: u32 = 12;
+const fn two_cpu_kills(kind: RigKind) -> u32 {
+    match kind {
+        RigKind::Qemu => 12,
+        RigKind::Bochs => 4,
+    }
+}
 
 /// A shell's status of a program that SIGKILL ended.
 const KILLED: i32 = 128 + 9;

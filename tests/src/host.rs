@@ -34,7 +34,7 @@ fn prelude(kind: RigKind) -> String {
         RigKind::Bochs => ("kvm_intel", "bochs"),
     };
     let (engine, disk) = (kind.engine(), kind.first_disk());
-    format!("cd {FOLDER}\nENGINE={engine} KVM={kvm} CPU={cpu} DISK={disk}\n")
+    format!("cd {FOLDER}\nexport ENGINE={engine} KVM={kvm} CPU={cpu} DISK={disk}\n")
 }
 
 /// Puts the host into the state that [`Host::check_clean`] expects.

@@ -2,9 +2,15 @@
 //!
 //! No cargo-fuzz and no nightly toolchain: the flags that it would pass are below.
 
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::thread::available_parallelism;
 
 use clap::Args;
 use covisor_guest_images::Error as BuildError;
@@ -84,21 +90,31 @@ pub fn run_all(env: &Env, seconds_each: u32) -> Result<Tally> {
 fn run_targets(env: &Env, targets: &[&str], seconds: u32, keep: bool) -> Result<Tally> {
     setup::ensure_for_fuzzing(env)?;
     let programs = build(env, targets)?;
-    let mut tally = Tally::default();
-    for target in targets {
-        let verdict = match run_target(env, target, &programs, seconds, keep)? {
-            Ok(line) => {
-                println!("pass  fuzz/{target}: {line}");
-                Verdict::Pass
-            }
-            Err(why) => {
-                println!("FAIL  fuzz/{target}\n{why}");
-                Verdict::Fail(why)
-            }
-        };
-        tally.count(&verdict);
-    }
-    Ok(tally)
+    let next = AtomicUsize::new(0);
+    let tally = Mutex::new(Tally::default());
+    // As many at the same time as there are CPUs, since each uses one.
+    let work = || -> Result<()> {
+        while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let verdict = match run_target(env, target, &programs, seconds, keep)? {
+                Ok(line) => {
+                    println!("pass  fuzz/{target}: {line}");
+                    Verdict::Pass
+                }
+                Err(why) => {
+                    println!("FAIL  fuzz/{target}\n{why}");
+                    Verdict::Fail(why)
+                }
+            };
+            tally.lock().unwrap_or_else(PoisonError::into_inner).count(&verdict);
+        }
+        Ok(())
+    };
+    let threads = available_parallelism().map_or(1, NonZero::get).min(targets.len());
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })?;
+    Ok(tally.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Builds the targets; the folder with their programs.

@@ -47,19 +47,32 @@ pub struct Scenario {
     pub run: fn(&Env, RigKind) -> crate::Result<Verdict>,
     /// The kind.
     pub on: RigKind,
+    /// It takes too long for every run: it is tried only where the filter asks for it.
+    pub on_demand: bool,
 }
 
 impl Scenario {
     /// A scenario, on QEMU's machine as long as nothing else is said.
     #[must_use]
     pub const fn new(name: &'static str, run: fn(&Env, RigKind) -> crate::Result<Verdict>) -> Self {
-        Self { name, run, on: RigKind::Qemu }
+        Self { name, run, on: RigKind::Qemu, on_demand: false }
     }
 
     /// The same on another machine.
     #[must_use]
     pub const fn on(self, kind: RigKind) -> Self {
         Self { on: kind, ..self }
+    }
+
+    /// The same, tried only where the filter asks for it.
+    #[must_use]
+    pub const fn on_demand(self) -> Self {
+        Self { on_demand: true, ..self }
+    }
+
+    /// Whether it is tried with this filter: a part of its name; all but those on demand where it is empty.
+    fn is_chosen(&self, filter: &str) -> bool {
+        self.full_name().contains(filter) && !(filter.is_empty() && self.on_demand)
     }
 
     /// Its name in lists and for filters: on Bochs' machine it begins with `vmx/`.
@@ -125,7 +138,7 @@ impl std::fmt::Display for Tally {
 ///
 /// What a scenario keeps for the next one in a thread-local variable, it keeps once for each of these threads.
 pub fn run_all(env: &Env, scenarios: &[Scenario], filter: &str) -> Tally {
-    let chosen: Vec<&Scenario> = scenarios.iter().filter(|scenario| scenario.full_name().contains(filter)).collect();
+    let chosen: Vec<&Scenario> = scenarios.iter().filter(|scenario| scenario.is_chosen(filter)).collect();
     let next = AtomicUsize::new(0);
     let tally = Mutex::new(Tally::default());
     let work = || {
@@ -163,6 +176,14 @@ fn indented(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scenarios_on_demand_are_tried_by_name_only() {
+        const NOTHING: Scenario = Scenario::new("area/holds", |_, _| Ok(Verdict::Pass));
+        assert!(NOTHING.is_chosen("") && NOTHING.is_chosen("holds") && !NOTHING.is_chosen("vmx/"));
+        let demanded = NOTHING.on(RigKind::Bochs).on_demand();
+        assert!(!demanded.is_chosen("") && demanded.is_chosen("vmx/area") && demanded.is_chosen("holds"));
+    }
 
     #[test]
     fn a_tally_is_read_as_it_is_written() {
