@@ -55,7 +55,7 @@ else
 fi
 # An extension that was not given back looks as if another hypervisor had it.
 for cpu in $(seq 0 $(($(nproc) - 1))); do
-    taskset -c "$cpu" ./covisor doctor | grep -q "^ok *$ENGINE " || echo "the engine $ENGINE is still on, on CPU $cpu"
+    taskset -c "$cpu" ./covisor doctor | grep "another hypervisor holds" | sed "s/^/on CPU $cpu: /"
 done
 dmesg -c -r | sed 's/^/kernel: /'
 rm -rf /tmp/*

@@ -10,6 +10,7 @@ mod cost;
 mod debian;
 mod dies_cleanly;
 mod doctor;
+mod engine;
 mod host;
 mod hostile;
 mod lifecycle;
@@ -34,6 +35,7 @@ pub fn all() -> Vec<Scenario> {
         more_debian,
         lifecycle::SCENARIOS,
         cost::SCENARIOS,
+        engine::SCENARIOS,
         &with_vt_x(),
         hostile::SCENARIOS,
         bad_input::SCENARIOS,
@@ -46,7 +48,7 @@ pub fn all() -> Vec<Scenario> {
 /// and not the engine, and of what is only more of the same, every run has a part; the rest is there on demand.
 fn with_vt_x() -> Vec<Scenario> {
     /// Boots are measured on QEMU's machine alone, and what a CPU without any extension makes of it is no question of the engine.
-    const LEFT_OUT: [&str; 2] = ["cost/boot", "doctor/cpu-without-amd-v"];
+    const LEFT_OUT: [&str; 3] = ["cost/boot", "doctor/cpu-without-amd-v", "engine/auto-tells-why-none"];
     const ON_DEMAND: [&str; 15] = [
         "debian/boots-generic-6.1",
         "debian/compiles-and-runs",
@@ -70,6 +72,7 @@ fn with_vt_x() -> Vec<Scenario> {
         debian::SCENARIOS,
         mini::SCENARIOS,
         lifecycle::SCENARIOS,
+        engine::SCENARIOS,
         cost::SCENARIOS,
         hostile::SCENARIOS,
         doctor::SCENARIOS,
