@@ -15,6 +15,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario::new("host-state/registers-stay-on-two-cpus", |env, kind| {
         on_own_host(env, kind, |rig| Ok(rig.cpus(2)), registers_stay)
     }),
+    Scenario::new("host-state/nmis-reach-the-host", |env, kind| {
+        on_own_host(env, kind, |rig| Ok(rig.cpus(2)), nmis_reach_the_host)
+    }),
     Scenario::new("host-state/msrs-stay", |env, kind| on_host(env, kind, msrs_stay)),
 ];
 
@@ -126,6 +129,19 @@ fn registers_stay(host: &mut Host) -> Checked {
     let rounds: Option<u32> =
         text.strip_prefix("registers: ").and_then(|rest| rest.strip_suffix(" rounds, 0 changes\n")?.parse().ok());
     ensure!(outcome.status == 0 && rounds.is_some_and(|rounds| rounds > 20), "{}", told(&outcome));
+    Ok(())
+}
+
+/// NMIs of the host that come while a guest has the CPU, sent by the other one for backtraces.
+fn nmis_reach_the_host(host: &mut Host) -> Checked {
+    let outcome = host.sh(&format!(
+        "echo 1 >/proc/sys/kernel/sysrq; dmesg -n 1
+        taskset 2 ./covisor {PROBE} --append test=exit-flood </dev/null >/tmp/out 2>&1 & pid=$!
+        until grep -q 'goes ahead' /tmp/out; do kill -0 $pid || exit; sleep 0.02; done
+        for i in 1 2 3 4 5; do taskset 1 sh -c 'echo l >/proc/sysrq-trigger'; sleep 0.02; done
+        kill $pid; wait $pid; echo \"its status $?\"; dmesg -c | grep -c 'NMI backtrace for cpu 1'"
+    ))?;
+    ensure!(outcome.stdout == b"its status 130\n5\n", "{}", told(&outcome));
     Ok(())
 }
 
