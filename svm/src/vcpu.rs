@@ -14,6 +14,7 @@ use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
 use covisor_core::instructions::wrmsr;
 use covisor_core::msr::index::TSC_AUX;
+use covisor_core::registers::Cr0;
 use covisor_core::registers::Gprs;
 use covisor_core::registers::SegmentName;
 use covisor_core::registers::attributes;
@@ -509,7 +510,12 @@ impl Vcpu for SvmVcpu {
         if injection == Injection::Nmi {
             self.block_nmis();
         }
-        self.vmcb_mut().control.event_injection = Event::encode(injection).to_amd();
+        let mut event = Event::encode(injection);
+        if matches!(injection, Injection::Exception(_)) && self.cr0() & Cr0::CR0_PROTECTED_MODE.bits() as u64 == 0 {
+            // Real mode has no error codes; the CPU pushes the one that it is given (15.20).
+            event = event.without_error();
+        }
+        self.vmcb_mut().control.event_injection = event.to_amd();
     }
 
     #[inline]
@@ -581,11 +587,15 @@ pub(crate) mod tests {
     fn test_injections_are_the_vmcbs_field() {
         with_vcpu(|vcpu| {
             assert!(!vcpu.injection_waits());
+            vcpu.set_cr0(0x8000_0011);
             vcpu.inject(Injection::Exception(Exception::page_fault(7)));
             assert!(vcpu.injection_waits());
             // SAFETY: offset 0xa8 is in the VMCB, which is a page of the vCPU's own.
             let field = unsafe { vcpu.block.virt.cast::<u64>().add(0xa8 / 8).read() };
             assert_eq!(field, 0x0000_0007_8000_0b0e);
+            vcpu.set_cr0(0x10);
+            vcpu.inject(Injection::Exception(Exception::GENERAL_PROTECTION));
+            assert_eq!(vcpu.vmcb().control.event_injection, 0x8000_030d, "real mode has no error codes");
         });
     }
 }
