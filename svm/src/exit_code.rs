@@ -8,12 +8,18 @@ pub(crate) const WRITE_CR8: u64 = 0x18;
 pub(crate) const READ_DR0: u64 = 0x20;
 /// Last of the DR writes.
 pub(crate) const WRITE_DR15: u64 = 0x3f;
+/// First of the exceptions, by vector.
+pub(crate) const EXCEPTION: u64 = 0x40;
 /// #DB.
 pub(crate) const EXCEPTION_DB: u64 = 0x41;
+/// #PF.
+pub(crate) const EXCEPTION_PF: u64 = 0x4e;
 /// #AC.
 pub(crate) const EXCEPTION_AC: u64 = 0x51;
 /// #MC.
 pub(crate) const EXCEPTION_MC: u64 = 0x52;
+/// Last of the exceptions.
+pub(crate) const EXCEPTION_LAST: u64 = 0x5f;
 /// A physical interrupt.
 pub(crate) const INTR: u64 = 0x60;
 /// An NMI.

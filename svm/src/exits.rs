@@ -70,6 +70,16 @@ fn port(info1: u64, next_rip: u64) -> PortAccess {
     }
 }
 
+/// Exceptions that have an error code (APM vol. 2, table 8-1), by vector: #DF, #TS, #NP, #SS, #GP, #PF, #AC, #CP, #VC, #SX.
+const ERROR_CODES: u32 = 1 << 8 | 0x1f << 10 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
+
+/// An exception whose error code is in EXITINFO1 (15.12).
+#[expect(clippy::cast_possible_truncation, reason = "a vector below 32, and an error code of 32 bits")]
+fn exception(exit_code: u64, info1: u64) -> Exception {
+    let vector = (exit_code - code::EXCEPTION) as u8;
+    Exception { vector, error_code: (ERROR_CODES >> vector & 1 != 0).then_some(info1 as u32) }
+}
+
 #[cold]
 fn rare(control: &Control, exit_code: u64) -> Exit {
     match exit_code {
@@ -85,6 +95,8 @@ fn rare(control: &Control, exit_code: u64) -> Exit {
         code::EXCEPTION_DB => Exit::Exception(Exception { vector: Exception::DEBUG, error_code: None }),
         code::EXCEPTION_AC => Exit::Exception(Exception { vector: Exception::ALIGNMENT_CHECK, error_code: Some(0) }),
         code::EXCEPTION_MC => Exit::Exception(Exception { vector: Exception::MACHINE_CHECK, error_code: None }),
+        // Only in a step over an IRET.
+        code::EXCEPTION..=code::EXCEPTION_LAST => Exit::Exception(exception(exit_code, control.exit_info1)),
         code::TASK_SWITCH => Exit::Kill(KillReason::TaskSwitch, control.exit_info1 & 0xffff),
         code::SHUTDOWN => Exit::Shutdown,
         code::RSM

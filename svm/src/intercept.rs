@@ -22,10 +22,15 @@ bitflags! {
     pub(crate) struct Exceptions: u32 {
         /// #DB: its delivery can fault again without end (CVE-2015-8104).
         const DEBUG = 1 << 1;
+        /// INT3.
+        const BREAKPOINT = 1 << 3;
+        /// INTO.
+        const OVERFLOW = 1 << 4;
         /// #AC: likewise (CVE-2015-5307).
         const ALIGNMENT_CHECK = 1 << 17;
         /// #MC belongs to the host.
         const MACHINE_CHECK = 1 << 18;
+        const _ = !0;
     }
 }
 
@@ -135,6 +140,11 @@ pub(crate) const CONTROL_REGISTERS: ControlRegisters = ControlRegisters::WRITE_C
 /// Exception intercepts. #PF is the guest's own, by nested paging; #UD has nothing to emulate.
 pub(crate) const EXCEPTIONS: Exceptions =
     Exceptions::DEBUG.union(Exceptions::ALIGNMENT_CHECK).union(Exceptions::MACHINE_CHECK);
+
+/// The same while an IRET is stepped over: all, but those which an IRET does not raise and which cannot be injected as they
+/// were, with RIP behind the instruction.
+pub(crate) const STEP_EXCEPTIONS: Exceptions =
+    Exceptions::all().difference(Exceptions::BREAKPOINT).difference(Exceptions::OVERFLOW);
 
 /// First vector, without [`Instructions1::VINTR`] and [`Instructions1::IRET`], which come and go. INVLPG is the guest's
 /// own, by nested paging.

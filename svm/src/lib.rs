@@ -10,6 +10,7 @@
 //! | `npt.rs` | nested page tables' entries |
 //! | `cpu.rs` | one physical CPU: on, off, the host's state |
 //! | `vcpu.rs` | one vCPU's registers |
+//! | `nmi.rs` | the way out of an NMI's handler |
 //! | `switch.rs` | the way in and out |
 #![cfg_attr(not(test), no_std)]
 
@@ -21,6 +22,7 @@ mod exits;
 mod features;
 mod instructions;
 mod intercept;
+mod nmi;
 mod npt;
 mod permission;
 mod switch;

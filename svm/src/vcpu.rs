@@ -14,6 +14,7 @@ use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
 use covisor_core::instructions::wrmsr;
 use covisor_core::msr::index::TSC_AUX;
+use covisor_core::registers::Cr0;
 use covisor_core::registers::Gprs;
 use covisor_core::registers::SegmentName;
 use covisor_core::registers::attributes;
@@ -22,13 +23,13 @@ use covisor_core::tlb_tag::Assigned;
 use covisor_core::xstate::Area;
 use covisor_core::xstate::ExtendedState;
 
-use crate::exit_code;
 use crate::features::EFER_SVME;
 use crate::features::Features;
 use crate::instructions as insn;
 use crate::intercept;
 use crate::intercept::ControlRegisters;
 use crate::intercept::Instructions1;
+use crate::nmi::NmiState;
 use crate::npt::NestedTables;
 use crate::permission::PermissionMaps;
 use crate::vmcb;
@@ -38,17 +39,6 @@ use crate::vmcb::NESTED_PAGING_ENABLE;
 use crate::vmcb::TlbControl;
 use crate::vmcb::VirtualInterrupt;
 use crate::vmcb::Vmcb;
-
-/// Whether the guest takes NMIs (APM vol. 2, 8.2.3: not between an NMI and its handler's IRET).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum NmiState {
-    /// It does.
-    Open,
-    /// In the handler; IRET is intercepted.
-    Blocked,
-    /// The IRET at this address was met, but not executed yet.
-    AtReturn(u64),
-}
 
 /// One vCPU.
 #[derive(Debug)]
@@ -65,7 +55,9 @@ pub struct SvmVcpu {
     pub(crate) debug_addresses: [u64; 4],
     pub(crate) assigned: Assigned,
     pub(crate) deliveries: Deliveries,
-    nmi: NmiState,
+    pub(crate) nmi: NmiState,
+    /// Core waits for the guest to take NMIs.
+    pub(crate) nmi_window: bool,
     next_rip_save: bool,
     /// VMRUN does not take the interrupt shadow from the VMCB.
     forgets_shadow: bool,
@@ -127,6 +119,7 @@ impl SvmVcpu {
             assigned: Assigned::default(),
             deliveries: Deliveries::default(),
             nmi: NmiState::Open,
+            nmi_window: false,
             next_rip_save: features.next_rip_save,
             forgets_shadow: features.emulated_by_qemu,
             flush: if features.flush_by_asid { TlbControl::FlushGuest } else { TlbControl::FlushAll },
@@ -231,30 +224,6 @@ impl SvmVcpu {
         let vmcb = self.change(Clean::ASID);
         vmcb.control.asid = assigned.tag;
         vmcb.control.tlb_control = if flush { TlbControl::FlushAll } else { TlbControl::Keep };
-    }
-
-    /// Follows the guest out of an NMI's handler. True where the exit was about that only.
-    #[inline]
-    pub(crate) fn track_nmi(&mut self) -> bool {
-        if self.nmi == NmiState::Open {
-            return false;
-        }
-        self.track_blocked_nmi()
-    }
-
-    #[cold]
-    fn track_blocked_nmi(&mut self) -> bool {
-        let (rip, code) = (self.vmcb().save.rip, self.vmcb().control.exit_code);
-        match self.nmi {
-            NmiState::Blocked if code == exit_code::IRET => {
-                self.nmi = NmiState::AtReturn(rip);
-                self.change(Clean::INTERCEPTS).control.instructions1.remove(Instructions1::IRET);
-                return true;
-            }
-            NmiState::AtReturn(at) if at != rip => self.nmi = NmiState::Open,
-            _ => {}
-        }
-        false
     }
 
     fn save_segment(&self, name: SegmentName) -> &vmcb::Segment {
@@ -539,15 +508,24 @@ impl Vcpu for SvmVcpu {
     #[inline]
     fn inject(&mut self, injection: Injection) {
         if injection == Injection::Nmi {
-            self.nmi = NmiState::Blocked;
-            self.change(Clean::INTERCEPTS).control.instructions1.insert(Instructions1::IRET);
+            self.block_nmis();
         }
-        self.vmcb_mut().control.event_injection = Event::encode(injection).to_amd();
+        let mut event = Event::encode(injection);
+        if matches!(injection, Injection::Exception(_)) && self.cr0() & Cr0::CR0_PROTECTED_MODE.bits() as u64 == 0 {
+            // Real mode has no error codes; the CPU pushes the one that it is given (15.20).
+            event = event.without_error();
+        }
+        self.vmcb_mut().control.event_injection = event.to_amd();
     }
 
     #[inline]
     fn injection_waits(&self) -> bool {
         Event::from_amd(self.vmcb().control.event_injection).is_valid()
+    }
+
+    #[inline]
+    fn want_nmi_window(&mut self, on: bool) {
+        self.nmi_window = on;
     }
 
     fn want_interrupt_window(&mut self, class: Option<u8>) {
@@ -557,7 +535,7 @@ impl Vcpu for SvmVcpu {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use covisor_core::exit::Exception;
     use covisor_core::test_support::MockHost;
 
@@ -577,7 +555,7 @@ mod tests {
     };
 
     /// Calls `use_vcpu` on a new vCPU, and frees all that it needs.
-    fn with_vcpu(use_vcpu: impl FnOnce(&mut SvmVcpu)) {
+    pub(crate) fn with_vcpu(use_vcpu: impl FnOnce(&mut SvmVcpu)) {
         let before = MockHost::blocks();
         let maps = PermissionMaps::new::<MockHost>().unwrap();
         let tables = NestedTables::new::<MockHost>(Npt { encrypt: 0 }, 4).unwrap();
@@ -609,11 +587,15 @@ mod tests {
     fn test_injections_are_the_vmcbs_field() {
         with_vcpu(|vcpu| {
             assert!(!vcpu.injection_waits());
+            vcpu.set_cr0(0x8000_0011);
             vcpu.inject(Injection::Exception(Exception::page_fault(7)));
             assert!(vcpu.injection_waits());
             // SAFETY: offset 0xa8 is in the VMCB, which is a page of the vCPU's own.
             let field = unsafe { vcpu.block.virt.cast::<u64>().add(0xa8 / 8).read() };
             assert_eq!(field, 0x0000_0007_8000_0b0e);
+            vcpu.set_cr0(0x10);
+            vcpu.inject(Injection::Exception(Exception::GENERAL_PROTECTION));
+            assert_eq!(vcpu.vmcb().control.event_injection, 0x8000_030d, "real mode has no error codes");
         });
     }
 }

@@ -156,10 +156,16 @@ static CAUGHT_VECTOR: AtomicU64 = AtomicU64::new(0);
 static CAUGHT_ERROR: AtomicU64 = AtomicU64::new(0);
 static CAUGHT_RIP: AtomicU64 = AtomicU64::new(0);
 static CAUGHT_CR2: AtomicU64 = AtomicU64::new(0);
+static CAUGHT_RFLAGS: AtomicU64 = AtomicU64::new(0);
 
 /// CR2 when the last fault was caught.
 pub fn caught_cr2() -> u64 {
     CAUGHT_CR2.load(Relaxed)
+}
+
+/// RFLAGS when the last fault was caught.
+pub fn caught_rflags() -> u64 {
+    CAUGHT_RFLAGS.load(Relaxed)
 }
 
 /// What `catch!` caught, and ends its protection.
@@ -183,6 +189,8 @@ static TAKEN: AtomicUsize = AtomicUsize::new(0);
 static LAST_TSC: AtomicU64 = AtomicU64::new(0);
 /// Where it interrupted.
 static LAST_RIP: AtomicU64 = AtomicU64::new(0);
+/// RFLAGS when the last NMI came.
+static NMI_RFLAGS: AtomicU64 = AtomicU64::new(0);
 
 /// Whether the handler of interrupts sends the end of interrupt.
 static AUTO_EOI: AtomicBool = AtomicBool::new(true);
@@ -216,6 +224,11 @@ pub fn last_tsc() -> u64 {
 /// Where the last interrupt or debug exception came.
 pub fn last_rip() -> u64 {
     LAST_RIP.load(Relaxed)
+}
+
+/// RFLAGS when the last NMI came.
+pub fn nmi_rflags() -> u64 {
+    NMI_RFLAGS.load(Relaxed)
 }
 
 /// Says whether the handler ends interrupts by itself.
@@ -265,7 +278,7 @@ pub fn debug_event(index: usize) -> Option<(u64, u64)> {
 const DEBUG_LIMIT: usize = DEBUG_LOG.len();
 
 /// Trap flag.
-const RFLAGS_TF: u64 = 1 << 8;
+pub const RFLAGS_TF: u64 = 1 << 8;
 /// Interrupt flag.
 const RFLAGS_IF: u64 = 1 << 9;
 /// Resume flag.
@@ -297,6 +310,7 @@ extern "C" fn on_exception(frame: &mut Frame) {
     if number == vector::NMI {
         LAST_TSC.store(now, Relaxed);
         LAST_RIP.store(frame.rip, Relaxed);
+        NMI_RFLAGS.store(frame.rflags, Relaxed);
         // SAFETY: one CPU; `on_nmi` writes it while none is due.
         if let Some(hook) = unsafe { *NMI_HOOK.0.get() } {
             hook();
@@ -333,6 +347,11 @@ fn unwind(frame: &mut Frame, target: u64) {
     CAUGHT_ERROR.store(frame.error, Relaxed);
     CAUGHT_RIP.store(frame.rip, Relaxed);
     CAUGHT_CR2.store(cpu::cr2(), Relaxed);
+    CAUGHT_RFLAGS.store(frame.rflags, Relaxed);
+    if target == guard_address() {
+        // What comes right behind the IRET finds a stack there, whatever the guarded code made of it.
+        frame.rsp = PROBE_GUARD.load(Relaxed);
+    }
     frame.rip = target;
     frame.rflags &= !(RFLAGS_TF | RFLAGS_IF);
     frame.cs = u64::from(selector::KERNEL_CODE);

@@ -265,8 +265,8 @@ pub trait Vcpu {
     fn set_deadline(&mut self, _deadline: Option<u64>) -> bool {
         false
     }
-    /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an NMI, or no longer asks. Without it, the NMI waits for
-    /// the next exit.
+    /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an NMI, at the latest behind the IRET of an NMI's handler,
+    /// or no longer asks. Without it, the NMI waits for the next exit.
     #[inline]
     fn want_nmi_window(&mut self, _on: bool) {}
     /// Asks for [`Exit::InterruptWindow`] as soon as the guest can take an interrupt of this priority class (1 to 15: its

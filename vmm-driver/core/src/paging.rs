@@ -325,6 +325,9 @@ fn walk_and_mark(rights: &Rights, memory: &Memory, table: u64, top: u32, linear:
     }
 }
 
+/// Bits of a page-directory pointer besides the address: present, write-through, cache disable, accessed, and the ignored ones.
+const POINTER_BITS: u64 = entry::PRESENT | 0x18 | entry::ACCESSED | 0xe00;
+
 /// Paging without long mode: PAE or 32-bit tables.
 #[cold]
 fn translate_legacy(rights: &Rights, memory: &Memory, cr3: u64, cr4: u64, linear: u64) -> Result<u64, Fault> {
@@ -334,13 +337,14 @@ fn translate_legacy(rights: &Rights, memory: &Memory, cr3: u64, cr4: u64, linear
         return walk_32bit(rights, memory, cr3 & 0xffff_f000, large_pages, linear);
     }
     // The four page-directory pointers have no rights and no accessed bit (APM vol. 2, 5.2.3). They are read from memory
-    // as nested paging does; a CPU may use the ones from its last load of CR3.
+    // as nested paging does; a CPU may use the ones from its last load of CR3. QEMU's CPU sets the accessed bit in them all the
+    // same, as in every other entry, and then a walk that took it for reserved would fault for ever.
     let place = cr3 & 0xffff_ffe0 | linear >> 30 << 3;
     let pointer = memory.read_u64(place).ok_or(Fault::TableOutsideRam(place))?;
     if pointer & entry::PRESENT == 0 {
         return Err(rights.not_present());
     }
-    if pointer & !(entry::ADDRESS | 0xe19) != 0 {
+    if pointer & !(entry::ADDRESS | POINTER_BITS) != 0 {
         return Err(rights.reserved_bit());
     }
     walk(rights, memory, pointer & entry::ADDRESS, 21, linear)

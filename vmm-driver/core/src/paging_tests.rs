@@ -135,6 +135,11 @@ fn refuses_reserved_bits() {
     guest.map(0x4000_0000, 30, P | W);
     assert_eq!(walk(&guest, 0, READ), Ok(0x5000));
     assert_eq!(walk(&guest, 0x4000_0000, READ), reserved);
+    // QEMU's CPU marks the pointer at its first use.
+    let place = guest.entry_place(0, 30);
+    let pointer = guest.read_u64(place) | A;
+    guest.write(place, &pointer.to_le_bytes());
+    assert_eq!(walk(&guest, 0, READ), Ok(0x5000));
     let mut guest = TestGuest::paging_32bit();
     guest.map(0x40_0000, 22, P | entry::LARGE | 1 << 21);
     assert_eq!(walk(&guest, 0x40_0000, READ), reserved);

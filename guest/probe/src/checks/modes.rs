@@ -12,13 +12,12 @@ use crate::legacy::Mode;
 use crate::legacy::Stop;
 use crate::legacy::TABLES;
 use crate::report::Report;
-use crate::report::is_cpu_emulated;
 
 pub(super) const CHECKS: &[Check] = &[
     Check { name: "mode-protected", run: protected },
     Check { name: "mode-paging-32-bit", run: paging_32_bit },
-    Check { name: "mode-pae", run: |report| with_pae(report, pae) },
-    Check { name: "mode-pae-invalid", run: |report| with_pae(report, pae_invalid) },
+    Check { name: "mode-pae", run: pae },
+    Check { name: "mode-pae-invalid", run: pae_invalid },
 ];
 
 /// A linear address that the tables map to one of two pages.
@@ -225,19 +224,10 @@ fn prepare_pae() -> Mode {
     Mode::paged(POINTERS, CR4_PAE)
 }
 
-/// Runs a check of PAE paging, unless on QEMU's CPU: that one sets bit 5 of the entries of the page-directory-pointer table
-/// that it uses ("accessed" in other tables), which is reserved here (APM vol. 2, 5.2.3). Who reads the tables next by the
-/// manual, as hypervisors do for an instruction that they carry out, finds them invalid.
-fn with_pae(report: &mut Report, check: fn(&mut Report)) {
-    if is_cpu_emulated() {
-        return report.skip(format_args!("(QEMU's CPU) sets reserved bits in page-directory-pointer tables"));
-    }
-    check(report);
-}
-
 /// The entries of the page-directory-pointer table come into effect with MOV to CR3 and with those changes of CR0 and CR4
 /// that the manual lists. Intel's CPUs keep them until then, over exits as well; AMD's read them at each walk in a guest
-/// (APM vol. 2, 15.25.10).
+/// (APM vol. 2, 15.25.10). QEMU's CPU sets bit 5 of those that it uses ("accessed" in other tables), which is reserved here
+/// (5.2.3): who walks the tables after it, as a hypervisor does for an instruction that it carries out, has to bear with that.
 fn pae(report: &mut Report) {
     let mode = prepare_pae();
     expect(report, "CR0", run(&mode, probe_mode_pae, 0), mode.cr0 | 1 << 4);

@@ -14,6 +14,7 @@ use crate::cpu;
 use crate::cpu::msr;
 use crate::exception;
 use crate::exception::Fault;
+use crate::exception::RFLAGS_TF;
 use crate::exception::selector;
 use crate::exception::vector;
 use crate::layout;
@@ -136,8 +137,11 @@ fn blocked(report: &mut Report) {
     report.expect(all == 2, format_args!("{all} NMIs in all, not 2"));
 }
 
-/// The NMI that waits comes with the IRET, not with some exit later: before the interrupted code has gone far.
+/// The NMI that waits comes with the IRET, not with some exit later: before the interrupted code has gone far. How a hypervisor
+/// finds the IRET's end does not show.
 fn after_iret(report: &mut Report) {
+    cpu::clear_dr6();
+    let dr6 = cpu::dr6();
     exception::on_nmi(Some(send_more));
     send();
     let before_an_exit = count_without_exit();
@@ -145,6 +149,9 @@ fn after_iret(report: &mut Report) {
     let distance = exception::last_rip().wrapping_sub(first);
     let _ = cpu::cpuid(0, 0);
     report.expect(before_an_exit == 2, format_args!("{before_an_exit} NMIs before the next exit, not 2"));
+    let flags = exception::nmi_rflags();
+    report.expect(flags & RFLAGS_TF == 0, format_args!("flags {flags:#x} at the second NMI"));
+    report.expect(cpu::dr6() == dr6, format_args!("DR6 {:#x}, was {dr6:#x}", cpu::dr6()));
     report.note(format_args!("{distance} bytes behind the first"));
 }
 
@@ -225,6 +232,8 @@ fn iret_faults(report: &mut Report) {
             Some(fault) if fault.vector == wanted => {
                 // An address that is not canonical may fault at itself, behind the IRET.
                 let at = probe_nmi_bad_iret as *const () as u64;
+                let flags = exception::caught_rflags();
+                report.expect(flags & RFLAGS_TF == 0, format_args!("{name}: flags {flags:#x} at the fault"));
                 report.expect(fault.rip == at || fault.rip == 1 << 63, format_args!("{name}: {fault}, not at {at:#x}"));
             }
             other => report.fail(format_args!("{name}: {other:?}")),

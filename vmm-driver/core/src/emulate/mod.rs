@@ -32,6 +32,7 @@ pub use decode::opcode;
 pub use decode::warm_up;
 pub use execute::emulate;
 
+use crate::debug_registers::DR6_SINGLE_STEP;
 use crate::engine::Vcpu;
 use crate::exit::Exception;
 use crate::exit::Injection;
@@ -155,9 +156,6 @@ fn complete<V: Vcpu>(vcpu: &mut V) {
         complete_debugged(vcpu, flags);
     }
 }
-
-/// Bit BS of DR6: single step (APM vol. 2, 13.1.1.3).
-const DR6_SINGLE_STEP: u64 = 1 << 14;
 
 #[cold]
 fn complete_debugged<V: Vcpu>(vcpu: &mut V, flags: u64) {
