@@ -55,6 +55,8 @@ pub struct Vmx {
     capabilities: Capabilities,
     extended: ExtendedState,
     bitmaps: Bitmaps,
+    /// Whether EPT may have pages of 2 MiB.
+    large_pages: bool,
 }
 
 /// One VM: its extended page tables.
@@ -76,9 +78,10 @@ impl Engine for Vmx {
 
     fn new<H: Host>() -> Result<Self, OutOfMemory> {
         // SAFETY: drivers run in ring 0, and the engine is made only where its status is usable.
-        let (capabilities, extended) = unsafe { (Capabilities::read(), ExtendedState::new()) };
+        let (capabilities, extended, large_pages) =
+            unsafe { (Capabilities::read(), ExtendedState::new(), mitigation::large_pages_are_safe()) };
         let capabilities = capabilities.map_err(|_| OutOfMemory)?;
-        Ok(Self { capabilities, extended, bitmaps: Bitmaps::new::<H>()? })
+        Ok(Self { capabilities, extended, bitmaps: Bitmaps::new::<H>()?, large_pages })
     }
 
     fn free<H: Host>(self) {
@@ -116,7 +119,11 @@ impl Engine for Vmx {
     }
 
     fn vm_map<H: Host>(&self, vm: &mut Vm, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
-        vm.tables.map::<H>(gpa, phys, order)
+        if self.large_pages {
+            return vm.tables.map::<H>(gpa, phys, order);
+        }
+        let page = |number| number * covisor_abi::PAGE_SIZE;
+        (0..1_u64 << order).try_for_each(|number| vm.tables.map::<H>(gpa + page(number), phys + page(number), 0))
     }
 
     fn vcpu_new<H: Host>(&self, vm: &Vm, tsc_offset: u64) -> Result<VmxVcpu, OutOfMemory> {

@@ -26,6 +26,8 @@ const RDCL_NO: u64 = 1 << 0;
 const SKIP_L1D_FLUSH: u64 = 1 << 3;
 /// Not vulnerable to microarchitectural data sampling.
 const MDS_NO: u64 = 1 << 5;
+/// No machine check where code's pages change their size under the instruction TLB.
+const PSCHANGE_MC_NO: u64 = 1 << 6;
 /// VERW clears fill buffers, because of stale data of device memory.
 const FB_CLEAR: u64 = 1 << 17;
 
@@ -39,17 +41,38 @@ pub(crate) struct Mitigations {
     flush_l1d: bool,
 }
 
+/// CPUID 7, EDX.
+fn features() -> u32 {
+    if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).edx } else { 0 }
+}
+
+/// `IA32_ARCH_CAPABILITIES`; 0, which is the worst, where the CPU has no such register.
+///
+/// # Safety
+/// Ring 0.
+unsafe fn capabilities() -> u64 {
+    // SAFETY: by the caller, and the CPU says that it has the MSR.
+    if features() & HAS_ARCH_CAPABILITIES != 0 { unsafe { rdmsr(MSR_ARCH_CAPABILITIES) } } else { 0 }
+}
+
+/// Whether guests may execute pages of 2 MiB. Where not, a guest that changes the size of its own pages can raise a machine
+/// check that stops the host (CVE-2018-12207), and EPT maps its memory in pages of 4 KiB.
+///
+/// # Safety
+/// Ring 0.
+pub(crate) unsafe fn large_pages_are_safe() -> bool {
+    // SAFETY: by the caller.
+    unsafe { capabilities() & PSCHANGE_MC_NO != 0 }
+}
+
 impl Mitigations {
     /// For the calling CPU.
     ///
     /// # Safety
     /// Ring 0.
     pub(crate) unsafe fn read() -> Self {
-        let features = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).edx } else { 0 };
-        let has_capabilities = features & HAS_ARCH_CAPABILITIES != 0;
-        // SAFETY: by the caller, and the CPU says that it has the MSR.
-        let capabilities = if has_capabilities { unsafe { rdmsr(MSR_ARCH_CAPABILITIES) } } else { 0 };
-        Self::needed(features, capabilities)
+        // SAFETY: by the caller.
+        Self::needed(features(), unsafe { capabilities() })
     }
 
     fn needed(features: u32, capabilities: u64) -> Self {
