@@ -111,12 +111,12 @@ impl Cpu {
     pub(crate) unsafe fn load(&mut self, extended: &ExtendedState, vcpu: &mut SvmVcpu) {
         // SAFETY: by the caller; the guest's values are checked when they are set.
         unsafe {
-            self.host.enter(vcpu.debug_active(), &vcpu.debug_addresses, vcpu.tsc_aux);
-            extended.enter(&mut self.extended, &vcpu.extended, vcpu.xcr0);
+            self.host.enter(vcpu.debug_active(), &vcpu.own.debug_addresses, vcpu.own.tsc_aux);
+            extended.enter(&mut self.extended, &vcpu.extended, vcpu.own.xcr0);
             insn::vmsave(self.host_vmcb());
             insn::vmload(vcpu.vmcb_pa());
+            vcpu.set_loaded(true);
         }
-        vcpu.set_loaded(true);
     }
 
     /// Puts the guest's state aside and loads the host's.
@@ -129,9 +129,9 @@ impl Cpu {
         unsafe {
             insn::vmsave(vcpu.vmcb_pa());
             insn::vmload(self.host_vmcb());
-            extended.leave(&self.extended, &mut vcpu.extended, &mut vcpu.xcr0);
-            self.host.leave(vcpu.tsc_aux);
+            extended.leave(&self.extended, &mut vcpu.extended, &mut vcpu.own.xcr0);
+            self.host.leave(vcpu.own.tsc_aux);
+            vcpu.set_loaded(false);
         }
-        vcpu.set_loaded(false);
     }
 }

@@ -9,11 +9,10 @@ use covisor_core::delivery::Deliveries;
 use covisor_core::delivery::Event;
 use covisor_core::engine::Vcpu;
 use covisor_core::exit::Injection;
+use covisor_core::guest_registers::GuestRegisters;
 use covisor_core::host::Block;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
-use covisor_core::instructions::wrmsr;
-use covisor_core::msr::index::TSC_AUX;
 use covisor_core::registers::Cr0;
 use covisor_core::registers::Gprs;
 use covisor_core::registers::SegmentName;
@@ -50,9 +49,7 @@ pub struct SvmVcpu {
     vmcb_pa: u64,
     block: Block,
     pub(crate) extended: Area,
-    pub(crate) xcr0: u64,
-    pub(crate) tsc_aux: u32,
-    pub(crate) debug_addresses: [u64; 4],
+    pub(crate) own: GuestRegisters,
     pub(crate) assigned: Assigned,
     pub(crate) deliveries: Deliveries,
     pub(crate) nmi: NmiState,
@@ -65,8 +62,6 @@ pub struct SvmVcpu {
     flush: TlbControl,
     /// The priority class whose interrupt window core asked for.
     window: Option<u8>,
-    /// The CPU holds the part of the state that VMLOAD loads.
-    loaded: bool,
     /// The VMCB has that part too, since the last exit.
     synced: Cell<bool>,
 }
@@ -113,9 +108,7 @@ impl SvmVcpu {
             vmcb_pa: block.phys | encrypt,
             block,
             extended,
-            xcr0: 0,
-            tsc_aux: 0,
-            debug_addresses: [0; 4],
+            own: GuestRegisters::RESET,
             assigned: Assigned::default(),
             deliveries: Deliveries::default(),
             nmi: NmiState::Open,
@@ -124,7 +117,6 @@ impl SvmVcpu {
             forgets_shadow: features.emulated_by_qemu,
             flush: if features.flush_by_asid { TlbControl::FlushGuest } else { TlbControl::FlushAll },
             window: None,
-            loaded: false,
             synced: Cell::new(false),
         };
         let vmcb = vcpu.vmcb_mut();
@@ -184,9 +176,14 @@ impl SvmVcpu {
         self.vmcb().save.dr7 & DR7_ENABLES != 0
     }
 
+    /// Says whether the guest's state is in the CPU.
+    ///
+    /// # Safety
+    /// As [`GuestRegisters::set_loaded`].
     #[inline]
-    pub(crate) fn set_loaded(&mut self, loaded: bool) {
-        self.loaded = loaded;
+    pub(crate) unsafe fn set_loaded(&mut self, loaded: bool) {
+        // SAFETY: by the caller.
+        unsafe { self.own.set_loaded(loaded) };
         self.synced.set(false);
     }
 
@@ -198,7 +195,7 @@ impl SvmVcpu {
 
     /// Has the part of the state that VMLOAD loads in the VMCB.
     fn sync(&self) {
-        if self.loaded && !self.synced.get() {
+        if self.own.are_loaded() && !self.synced.get() {
             // SAFETY: the engine runs this vCPU on this CPU (loaded), with SVM on.
             unsafe { insn::vmsave(self.vmcb_pa) };
             self.synced.set(true);
@@ -207,7 +204,7 @@ impl SvmVcpu {
 
     /// Loads that part again after a change in the VMCB.
     fn reload(&self) {
-        if self.loaded {
+        if self.own.are_loaded() {
             // SAFETY: as in sync(); core checked the values.
             unsafe { insn::vmload(self.vmcb_pa) };
         }
@@ -406,27 +403,19 @@ impl Vcpu for SvmVcpu {
     }
 
     fn xcr0(&self) -> u64 {
-        self.xcr0
+        self.own.xcr0
     }
 
     fn set_xcr0(&mut self, value: u64) {
-        self.xcr0 = value;
-        if self.loaded {
-            // SAFETY: the value is valid on this CPU, by the trait's contract, and the guest's state is loaded.
-            unsafe { covisor_core::xstate::write_xcr0(value) };
-        }
+        self.own.set_xcr0(value);
     }
 
     fn tsc_aux(&self) -> u32 {
-        self.tsc_aux
+        self.own.tsc_aux
     }
 
     fn set_tsc_aux(&mut self, value: u32) {
-        self.tsc_aux = value;
-        if self.loaded {
-            // SAFETY: core offers TSC_AUX only where the CPU has it, and the host's value is loaded again with the host.
-            unsafe { wrmsr(TSC_AUX, u64::from(value)) };
-        }
+        self.own.set_tsc_aux(value);
     }
 
     #[inline]
@@ -444,11 +433,11 @@ impl Vcpu for SvmVcpu {
     }
 
     fn debug_address(&self, number: usize) -> u64 {
-        self.debug_addresses[number & 3]
+        self.own.debug_address(number)
     }
 
     fn set_debug_address(&mut self, number: usize, value: u64) {
-        self.debug_addresses[number & 3] = value;
+        self.own.set_debug_address(number, value);
     }
 
     fn dr6(&self) -> u64 {

@@ -231,12 +231,12 @@ impl Cpu {
             }
             host_state::write_changed(&mut vcpu.host);
             self.debugctl = insn::rdmsr(index::DEBUGCTL);
-            self.registers.enter(vcpu.debug_active(), &vcpu.debug_addresses, vcpu.tsc_aux);
-            extended.enter(&mut self.extended, &vcpu.extended, vcpu.xcr0);
+            self.registers.enter(vcpu.debug_active(), &vcpu.own.debug_addresses, vcpu.own.tsc_aux);
+            extended.enter(&mut self.extended, &vcpu.extended, vcpu.own.xcr0);
             self.syscall.read_changing();
             vcpu.syscall.write(&self.syscall);
+            vcpu.own.set_loaded(true);
         }
-        vcpu.set_loaded(true);
     }
 
     /// Puts the guest's state aside and loads the host's.
@@ -251,14 +251,14 @@ impl Cpu {
             vcpu.syscall = SyscallMsrs::read();
             self.segments.restore(vcpu.host.fs_base);
             self.syscall.write(&vcpu.syscall);
-            extended.leave(&self.extended, &mut vcpu.extended, &mut vcpu.xcr0);
-            self.registers.leave(vcpu.tsc_aux);
+            extended.leave(&self.extended, &mut vcpu.extended, &mut vcpu.own.xcr0);
+            self.registers.leave(vcpu.own.tsc_aux);
             if self.debugctl != 0 {
                 insn::wrmsr(index::DEBUGCTL, self.debugctl);
             }
+            vcpu.own.set_loaded(false);
         }
         vcpu.registers.unload();
-        vcpu.set_loaded(false);
     }
 }
 

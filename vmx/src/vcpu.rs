@@ -7,11 +7,10 @@ use covisor_core::delivery::Event;
 use covisor_core::emulate;
 use covisor_core::engine::Vcpu;
 use covisor_core::exit::Injection;
+use covisor_core::guest_registers::GuestRegisters;
 use covisor_core::host::Block;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
-use covisor_core::instructions as insn;
-use covisor_core::msr::index::TSC_AUX;
 use covisor_core::paging;
 use covisor_core::registers::Cr0;
 use covisor_core::registers::Efer;
@@ -87,10 +86,8 @@ pub struct VmxVcpu {
     /// Number of the CPU that the VMCS is active on.
     pub(crate) home: Option<usize>,
     pub(crate) extended: Area,
-    pub(crate) xcr0: u64,
-    pub(crate) tsc_aux: u32,
+    pub(crate) own: GuestRegisters,
     pub(crate) syscall: SyscallMsrs,
-    pub(crate) debug_addresses: [u64; 4],
     dr6: u64,
     /// CR2, which neither entry nor exit switches.
     pub(crate) cr2: u64,
@@ -125,8 +122,6 @@ pub struct VmxVcpu {
     timer_armed: bool,
     /// The preemption timer counts once in 2^this counts of the time stamp counter.
     timer_shift: Option<u32>,
-    /// The host's state is put aside and the guest's is loaded.
-    loaded: bool,
 }
 
 /// Host-state fields that are written when they change.
@@ -176,10 +171,8 @@ impl VmxVcpu {
             initialized: false,
             home: None,
             extended,
-            xcr0: 1,
-            tsc_aux: 0,
+            own: GuestRegisters::RESET,
             syscall: SyscallMsrs::default(),
-            debug_addresses: [0; 4],
             dr6: 0,
             cr2: 0,
             entered_rsp: 0,
@@ -201,7 +194,6 @@ impl VmxVcpu {
             turn_end: 0,
             timer_armed: false,
             timer_shift: capabilities.preemption_timer_shift,
-            loaded: false,
         };
         vcpu.registers.set(Register::PROCESSOR_CONTROLS, u64::from(capabilities.processor));
         vcpu.registers.set(Register::ENTRY_CONTROLS, u64::from(capabilities.entry));
@@ -238,11 +230,6 @@ impl VmxVcpu {
     #[inline]
     pub(crate) fn debug_active(&self) -> bool {
         self.registers.get(Register::DR7) & DR7_ENABLES != 0
-    }
-
-    #[inline]
-    pub(crate) fn set_loaded(&mut self, loaded: bool) {
-        self.loaded = loaded;
     }
 
     /// Uses a tag at the next entry, as a VPID if the CPU has them.
@@ -497,27 +484,19 @@ impl Vcpu for VmxVcpu {
     }
 
     fn xcr0(&self) -> u64 {
-        self.xcr0
+        self.own.xcr0
     }
 
     fn set_xcr0(&mut self, value: u64) {
-        self.xcr0 = value;
-        if self.loaded {
-            // SAFETY: the value is valid on this CPU, by the trait's contract, and the guest's state is loaded.
-            unsafe { covisor_core::xstate::write_xcr0(value) };
-        }
+        self.own.set_xcr0(value);
     }
 
     fn tsc_aux(&self) -> u32 {
-        self.tsc_aux
+        self.own.tsc_aux
     }
 
     fn set_tsc_aux(&mut self, value: u32) {
-        self.tsc_aux = value;
-        if self.loaded {
-            // SAFETY: core offers TSC_AUX only where the CPU has it, and the host's value is loaded again with the host.
-            unsafe { insn::wrmsr(TSC_AUX, u64::from(value)) };
-        }
+        self.own.set_tsc_aux(value);
     }
 
     #[inline]
@@ -535,11 +514,11 @@ impl Vcpu for VmxVcpu {
     }
 
     fn debug_address(&self, number: usize) -> u64 {
-        self.debug_addresses[number & 3]
+        self.own.debug_address(number)
     }
 
     fn set_debug_address(&mut self, number: usize, value: u64) {
-        self.debug_addresses[number & 3] = value;
+        self.own.set_debug_address(number, value);
     }
 
     fn dr6(&self) -> u64 {
@@ -593,7 +572,7 @@ impl Vcpu for VmxVcpu {
 
     #[inline]
     fn next_rip(&self) -> Option<u64> {
-        if !self.loaded || !self.exited_at_instruction() {
+        if !self.own.are_loaded() || !self.exited_at_instruction() {
             return None;
         }
         // SAFETY: loaded: the VMCS is current.

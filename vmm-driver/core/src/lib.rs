@@ -36,6 +36,7 @@ pub mod engine;
 mod engine_slot;
 pub mod exit;
 mod exits;
+pub mod guest_registers;
 pub mod host;
 pub mod host_registers;
 pub mod hypervisor;
