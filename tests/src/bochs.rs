@@ -48,12 +48,13 @@ fn no_byte_is_lost(host: &mut Host) -> Checked {
     Ok(())
 }
 
-/// KVM has what it takes from the CPU for the comparison with it.
+/// KVM has what it takes from the CPU for the comparison with it. It leaves out the preemption timer, whose 32 bits do not last
+/// for ten seconds at this counter's rate.
 fn kvm_loads(host: &mut Host) -> Checked {
     let outcome = host.sh("modprobe kvm_intel || exit
-        cd /sys/module/kvm_intel/parameters && cat ept unrestricted_guest vpid flexpriority preemption_timer
+        cd /sys/module/kvm_intel/parameters && cat ept unrestricted_guest vpid flexpriority
         rmmod kvm_intel kvm")?;
-    ensure!(outcome.status == 0 && outcome.stdout == b"Y\n".repeat(5), "{}", told(&outcome));
+    ensure!(outcome.status == 0 && outcome.stdout == b"Y\n".repeat(4), "{}", told(&outcome));
     Ok(())
 }
 

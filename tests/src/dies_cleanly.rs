@@ -49,9 +49,9 @@ const fn two_cpu_kills(kind: RigKind) -> u32 {
 /// A shell's status of a program that SIGKILL ended.
 const KILLED: i32 = 128 + 9;
 
-/// By how many KiB the host's available memory may be less afterwards. The kernel keeps freed memory in lists for each CPU
-/// and in its allocators' caches, and counts it as used; a machine that were not freed would be tens of MiB, one page
-/// table that were not freed by each of 50 would be seen, too.
+/// By how many KiB the host's available memory may be less afterwards. The kernel keeps freed memory in its allocators' caches,
+/// and counts it as used; a machine that were not freed would be tens of MiB, and ten pages that each of 50 did not free would
+/// be seen, too.
 const MEMORY_TOLERANCE_KIB: u64 = 2048;
 
 /// The memory of machines here, in MiB.
@@ -62,9 +62,11 @@ const WORK: &str = "echo at work; while :; do \
                     dd if=/dev/urandom of=/dev/vda bs=32k count=16 conv=fsync; dd if=/dev/vda of=/dev/null bs=32k count=64; \
                     done 2>/dev/null";
 
-/// Tells the host's available memory in KiB, with what the kernel can free at once freed.
+/// Tells the host's available memory in KiB, with what the kernel can free at once freed, and with the pages in each CPU's lists
+/// of free ones, which it does not count: with two CPUs, some MiB are now in the one's list and now in none.
 const AVAILABLE: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; sleep 1; echo 3 >/proc/sys/vm/drop_caches; \
-                         sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo";
+                         awk '/^MemAvailable:/ { sum += $2 } / count:/ { sum += $2 * 4 } END { print sum }' \
+                             /proc/meminfo /proc/zoneinfo";
 
 fn available(host: &mut Host) -> Checked<u64> {
     let text = host.output(AVAILABLE)?;
