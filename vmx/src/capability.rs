@@ -230,12 +230,17 @@ pub(crate) fn status() -> EngineStatus {
         return hypervisor::status_without_extension(Vendor::Intel);
     }
     // SAFETY: drivers run in ring 0, and a CPU with VMX has the MSRs.
-    let (capabilities, features, cr4) = unsafe { (Capabilities::read(), rdmsr(MSR_FEATURE_CONTROL), read_cr4()) };
-    match capabilities {
-        Err(status) => status,
-        Ok(_) if features & FEATURES_LOCKED != 0 && features & FEATURES_VMX == 0 => EngineStatus::DisabledByFirmware,
-        Ok(_) if cr4 & CR4_VMXE != 0 => EngineStatus::Taken,
-        Ok(_) => EngineStatus::Usable,
+    unsafe { judge(Capabilities::read().err(), rdmsr(MSR_FEATURE_CONTROL), read_cr4()) }
+}
+
+/// What stands against the use of VMX, if anything does: what the CPU lacks, its switch in the firmware's hands, and whether
+/// somebody else is in VMX operation.
+fn judge(lack: Option<EngineStatus>, features: u64, cr4: u64) -> EngineStatus {
+    match lack {
+        Some(status) => status,
+        None if features & FEATURES_LOCKED != 0 && features & FEATURES_VMX == 0 => EngineStatus::DisabledByFirmware,
+        None if cr4 & CR4_VMXE != 0 => EngineStatus::Taken,
+        None => EngineStatus::Usable,
     }
 }
 
@@ -286,6 +291,16 @@ mod tests {
         assert_eq!(Capabilities::from_raw(&no_large_pages), Err(EngineStatus::NoNestedPaging));
         let forced = Raw { processor: haswell().processor | 1 << 15, ..haswell() };
         assert_eq!(Capabilities::from_raw(&forced), Err(EngineStatus::LacksControls), "CR3 loads would exit");
+    }
+
+    #[test]
+    fn test_what_stands_against_it_is_told_in_this_order() {
+        let lack = Some(EngineStatus::NoNestedPaging);
+        assert_eq!(judge(lack, FEATURES_LOCKED, CR4_VMXE), EngineStatus::NoNestedPaging);
+        assert_eq!(judge(None, FEATURES_LOCKED, CR4_VMXE), EngineStatus::DisabledByFirmware);
+        assert_eq!(judge(None, FEATURES_LOCKED | FEATURES_VMX, CR4_VMXE), EngineStatus::Taken);
+        assert_eq!(judge(None, FEATURES_LOCKED | FEATURES_VMX, 0), EngineStatus::Usable);
+        assert_eq!(judge(None, 0, 0), EngineStatus::Usable, "unlocked: the driver sets and locks it");
     }
 
     #[test]
