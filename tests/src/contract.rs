@@ -12,7 +12,10 @@ use crate::checked::{Checked, ensure, told, verdict};
 /// The scenarios about the contract for runs.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario::new("contract/run-debian", |env, _| verdict(run_debian(env))),
-    Scenario::new("contract/run-mini", |env, _| verdict(run_mini(env))),
+    Scenario::new("contract/run-mini", |env, _| verdict(run_mini(env, "svm", "AMD-V with nested paging"))),
+    Scenario::new("contract/run-mini-with-vt-x", |env, _| {
+        verdict(run_mini(env, "vmx", "Intel VT-x with EPT and unrestricted guest"))
+    }),
     Scenario::new("contract/run-without-the-kernel-file", |env, _| verdict(run_without_the_kernel_file(env))),
 ];
 
@@ -39,14 +42,14 @@ fn run_debian(env: &Env) -> Checked {
 }
 
 /// Standard output is the command's alone; one line on standard error says which engine runs and why.
-fn run_mini(env: &Env) -> Checked {
+fn run_mini(env: &Env, engine: &str, words: &str) -> Checked {
     let command = "printf 'one\\n\\ttwo'; echo err >&2; exit 7";
-    let outcome = xtask_run(env, &["--engine", "svm", "--guest", "mini", "--mem", "256", "--exec", command])?;
+    let outcome = xtask_run(env, &["--engine", engine, "--guest", "mini", "--mem", "256", "--exec", command])?;
     ensure!(outcome.status == 7 && outcome.stdout == b"one\n\ttwo", "{}", told(&outcome));
     let stderr = outcome.stderr_text();
-    let engine = "covisor: engine svm: AMD-V with nested paging is available";
+    let told_of = format!("covisor: engine {engine}: {words} is available");
     ensure!(
-        stderr.lines().filter(|line| *line == engine).count() == 1 && stderr.lines().any(|line| line == "err"),
+        stderr.lines().filter(|line| *line == told_of).count() == 1 && stderr.lines().any(|line| line == "err"),
         "{}",
         told(&outcome)
     );

@@ -1,6 +1,6 @@
 //! `covisor doctor`: what it says of machines that can run guests and of those that cannot.
 
-use xtask::rig::{CPU_PLAIN, RigKind};
+use xtask::rig::{CPU_PLAIN, CPU_VMX_WITHOUT_EPT, CPU_VMX_WITHOUT_UNRESTRICTED_GUEST, RigKind};
 use xtask::scenario::Scenario;
 use xtask::{Env, build};
 
@@ -16,6 +16,21 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     }),
     Scenario::new("doctor/taken-by-kvm", |env, kind| with_kvm(env, kind, taken_by_kvm)),
     Scenario::new("doctor/kvm-does-not-get-what-covisor-has", |env, kind| with_kvm(env, kind, kvm_has_to_wait)),
+];
+
+/// What only the machine with VT-x can show.
+pub(crate) const WITH_VT_X: &[Scenario] = &[
+    Scenario::new("doctor/cpu-without-ept", |env, kind| {
+        on_own_host(env, kind, |rig| Ok(rig.cpu(CPU_VMX_WITHOUT_EPT)), |host| refused(host, "no nested paging (EPT)"))
+    }),
+    Scenario::new("doctor/cpu-without-unrestricted-guest", |env, kind| {
+        on_own_host(
+            env,
+            kind,
+            |rig| Ok(rig.cpu(CPU_VMX_WITHOUT_UNRESTRICTED_GUEST)),
+            |host| refused(host, "cannot run real mode (unrestricted guest)"),
+        )
+    }),
 ];
 
 /// The exit status when the driver or the engine is missing or refuses.
@@ -63,6 +78,20 @@ fn cpu_without_amd_v(host: &mut Host) -> Checked {
         outcome.status == DRIVER
             && text.contains("this CPU does not have AMD-V")
             && text.ends_with("This machine cannot run guests yet; the lines with a dash say why.\n"),
+        "{}",
+        told(&outcome)
+    );
+    Ok(())
+}
+
+/// A CPU whose VT-x is not enough is refused for the reason, by `doctor` and by `run`.
+fn refused(host: &mut Host, reason: &str) -> Checked {
+    let outcome = host.sh(&format!("./covisor doctor; ./covisor {PROBE} --append test=entry </dev/null"))?;
+    let line = |text: &str, begin: &str| text.lines().any(|line| line.starts_with(begin) && line.contains(reason));
+    ensure!(
+        outcome.status == DRIVER
+            && line(&outcome.stdout_text(), "  -  vmx ")
+            && line(&outcome.stderr_text(), "covisor: error: engine vmx: "),
         "{}",
         told(&outcome)
     );

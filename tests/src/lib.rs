@@ -76,6 +76,7 @@ fn with_vt_x() -> Vec<Scenario> {
         cost::SCENARIOS,
         hostile::SCENARIOS,
         doctor::SCENARIOS,
+        doctor::WITH_VT_X,
     ];
     let on_bochs = |scenario: &Scenario| {
         let there = scenario.on(RigKind::Bochs);

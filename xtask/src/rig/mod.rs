@@ -42,6 +42,12 @@ pub const CPU_PLAIN: &str = "EPYC,-svm";
 /// Bochs' emulation of a CPU with VT-x, EPT, unrestricted guest, VPID and a preemption timer.
 pub const CPU_VMX: &str = "corei7_haswell_4770";
 
+/// The same with VT-x as its first CPUs had it, without EPT.
+pub const CPU_VMX_WITHOUT_EPT: &str = "core2_penryn_t9600";
+
+/// The same with EPT, but without unrestricted guest.
+pub const CPU_VMX_WITHOUT_UNRESTRICTED_GUEST: &str = "corei5_lynnfield_750";
+
 /// How long the host may take to boot, with a busy machine in mind.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 
