@@ -249,8 +249,8 @@ impl Cpu {
         unsafe {
             self.constants.restore_tables();
             vcpu.syscall = SyscallMsrs::read();
-            self.segments.restore(vcpu.host.fs_base);
             self.syscall.write(&vcpu.syscall);
+            self.segments.restore(vcpu.host.fs_base, self.syscall.kernel_gs_base);
             extended.leave(&self.extended, &mut vcpu.extended, &mut vcpu.own.xcr0);
             self.registers.leave(vcpu.own.tsc_aux);
             if self.debugctl != 0 {

@@ -145,22 +145,22 @@ impl HostSegments {
         Self { ds: vmx::read_ds(), es: vmx::read_es(), fs: vmx::read_fs(), gs: vmx::read_gs() }
     }
 
-    /// Loads them again, after an exit; `KERNEL_GS_BASE` has to be written afterwards.
+    /// Loads them again, after an exit and after all MSRs of the host but these two, which loading FS and GS changes.
     ///
     /// # Safety
-    /// Ring 0, after an exit; the host had these selectors, and this base of FS.
+    /// Ring 0, after an exit; the host had these selectors, this base of FS, and this `KERNEL_GS_BASE`.
     #[inline]
-    pub(crate) unsafe fn restore(&self, fs_base: u64) {
+    pub(crate) unsafe fn restore(&self, fs_base: u64, kernel_gs_base: u64) {
         if self.ds | self.es | self.fs | self.gs != 0 {
             // SAFETY: by the caller.
-            unsafe { self.restore_some(fs_base) };
+            unsafe { self.restore_some(fs_base, kernel_gs_base) };
         }
     }
 
     /// # Safety
     /// As [`HostSegments::restore`].
     #[cold]
-    unsafe fn restore_some(&self, fs_base: u64) {
+    unsafe fn restore_some(&self, fs_base: u64, kernel_gs_base: u64) {
         // SAFETY: by the caller. Nobody uses FS between the two, for interrupts are off and handlers of NMIs do not.
         unsafe {
             vmx::load_ds_es(self.ds, self.es);
@@ -170,6 +170,7 @@ impl HostSegments {
             }
             if self.gs != 0 {
                 vmx::load_gs(self.gs);
+                insn::wrmsr(index::KERNEL_GS_BASE, kernel_gs_base);
             }
         }
     }

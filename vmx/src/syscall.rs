@@ -12,7 +12,7 @@ pub(crate) struct SyscallMsrs {
     cstar: u64,
     sfmask: u64,
     /// A user program's base of GS, while its kernel runs.
-    kernel_gs_base: u64,
+    pub(crate) kernel_gs_base: u64,
 }
 
 impl SyscallMsrs {
