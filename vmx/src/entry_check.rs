@@ -310,7 +310,7 @@ fn data_segment(segment: &Segment) -> Checked {
     let kind = segment.kind();
     let readable = kind & 8 == 0 || kind & 2 != 0;
     require(kind & 1 != 0 && readable, EntryCheck::DataType)?;
-    // Unrestricted guests are free in this, in all other guests it holds for types 0 to 11.
+    // Of privilege levels nothing is demanded of unrestricted guests.
     form(segment)
 }
 

@@ -66,10 +66,10 @@ pub(crate) unsafe fn vmread(field: Field) -> u64 {
     value
 }
 
-/// Writes a field of the current VMCS.
+/// Writes a field of the current VMCS; one that the CPU does not have it leaves alone (VMfailValid).
 ///
 /// # Safety
-/// As [`vmread`], and the field is not read-only. The CPU checks the value at entry.
+/// Ring 0 in VMX operation, a VMCS of ours is current, and the field is not read-only. The CPU checks the value at entry.
 #[inline(always)]
 pub(crate) unsafe fn vmwrite(field: Field, value: u64) {
     // SAFETY: by the caller.

@@ -280,8 +280,9 @@ impl VmxVcpu {
         self.deadline.is_some_and(|deadline| deadline <= now())
     }
 
-    /// Sets the controls for [`Vcpu::want_interrupt_window`] and [`Vcpu::want_nmi_window`]. A class above the guest's task priority has a window as soon as the
-    /// guest's flags are open; one that the task priority holds back has to wait for a lower CR8.
+    /// Sets the controls for [`Vcpu::want_interrupt_window`] and [`Vcpu::want_nmi_window`]. A class above the guest's task
+    /// priority has a window as soon as the guest's flags are open; one that the task priority holds back has to wait for a
+    /// lower CR8.
     fn place_window(&mut self) {
         let task_priority = self.task_priority();
         let held = self.window.filter(|class| *class <= task_priority);

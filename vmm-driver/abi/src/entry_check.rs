@@ -63,7 +63,6 @@ checks! {
     SsType = 37, "SS must be accessed and writable data (27.3.1.2)";
     SsPrivilege = 38, "SS's privilege level must be that of the mode (27.3.1.2)";
     DataType = 39, "DS, ES, FS and GS must be accessed, and readable (27.3.1.2)";
-    DataPrivilege = 40, "privilege levels of DS, ES, FS and GS must not be below their selectors' (27.3.1.2)";
     SegmentForm = 41, "usable segments must be present, without reserved bits, and of the kind of their register (27.3.1.2)";
     SegmentGranularity = 42, "limits of segments must go with their granularity (27.3.1.2)";
     TrType = 43, "TR must be a busy task's (27.3.1.2)";
