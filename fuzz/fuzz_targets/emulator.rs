@@ -150,6 +150,7 @@ fn any_code(input: &mut Input<'_>) {
         match outcome {
             Outcome::Done => {}
             Outcome::NeedRead { .. } | Outcome::NeedPortRead { .. } => panic!("an answer is enough"),
+            Outcome::Absent(gpa) => panic!("all of the guest's RAM is there, at {gpa:#x} too"),
             Outcome::Write { gpa, size, value } => {
                 check_access(gpa, size);
                 check_value(size, value);

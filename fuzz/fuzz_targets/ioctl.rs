@@ -6,11 +6,13 @@ use std::sync::OnceLock;
 
 use covisor_abi::Call;
 use covisor_abi::DoorbellChange;
+use covisor_abi::EngineKind;
 use covisor_abi::Handshake;
 use covisor_abi::IrqLine;
 use covisor_abi::Kick;
 use covisor_abi::MAGIC;
 use covisor_abi::MemoryAdd;
+use covisor_abi::MemoryDiscard;
 use covisor_abi::Msi;
 use covisor_abi::Run;
 use covisor_abi::Segment;
@@ -29,6 +31,7 @@ use covisor_core::exit::MemoryAccess;
 use covisor_core::exit::PortAccess;
 use covisor_core::test_support::MockEngine;
 use covisor_core::test_support::MockHost;
+use covisor_core::test_support::MockOnDemandEngine;
 use covisor_core::test_support::TestVcpu;
 use covisor_fuzz::Input;
 use libfuzzer_sys::fuzz_target;
@@ -44,8 +47,8 @@ const EXITS: u8 = 32;
 fn driver() -> &'static Driver<MockHost> {
     static DRIVER: OnceLock<Driver<MockHost>> = OnceLock::new();
     DRIVER.get_or_init(|| {
-        let engine = entry::<MockHost, MockEngine>().expect("there is memory");
-        Driver::new(vec![engine]).expect("there is memory")
+        let engines = [entry::<MockHost, MockOnDemandEngine>(), entry::<MockHost, MockEngine>()];
+        Driver::new(engines.map(|engine| engine.expect("there is memory")).into()).expect("there is memory")
     })
 }
 
@@ -54,8 +57,9 @@ fuzz_target!(|data: &[u8]| {
     let blocks = MockHost::blocks();
     let handle = Handle::new(driver()).expect("there is memory");
     if input.flag() {
+        let engine = if input.flag() { EngineKind::Vmx } else { EngineKind::Svm };
         // Most inputs are to come further than to the handshake.
-        for (call, mut buffer) in [handshake(), create_vm(1), add_memory(0, 16), create_vcpu(0)] {
+        for (call, mut buffer) in [handshake(), create_vm(engine as u32, 1), add_memory(0, 16), create_vcpu(0)] {
             assert_eq!(handle.call(call, &mut buffer), Ok(()));
         }
     }
@@ -69,7 +73,7 @@ fuzz_target!(|data: &[u8]| {
         }
         let _ = handle.call(call, &mut buffer);
     }
-    let _ = handle.ram_page(input.number());
+    let _ = handle.with_ram_page(input.number(), |_| {});
     drop(handle);
     assert_eq!(MockHost::blocks(), blocks, "a closed handle gives its memory back");
 });
@@ -79,8 +83,8 @@ fn handshake() -> (Call, Vec<u8>) {
     (Call::Handshake, value.as_bytes().to_vec())
 }
 
-fn create_vm(vcpus: u32) -> (Call, Vec<u8>) {
-    (Call::VmCreate, VmCreate { vcpus, ..VmCreate::default() }.as_bytes().to_vec())
+fn create_vm(engine: u32, vcpus: u32) -> (Call, Vec<u8>) {
+    (Call::VmCreate, VmCreate { engine, vcpus }.as_bytes().to_vec())
 }
 
 fn add_memory(gpa: u64, pages: u64) -> (Call, Vec<u8>) {
@@ -98,7 +102,7 @@ fn any_call(input: &mut Input<'_>) -> (Call, Vec<u8>) {
     let small = |input: &mut Input<'_>| u32::from(input.byte() % 4);
     let mut buffer = match call {
         Call::Handshake => handshake().1,
-        Call::VmCreate => create_vm(small(input)).1,
+        Call::VmCreate => create_vm(small(input), small(input)).1,
         // No more memory than the fuzzer may use.
         Call::MemoryAdd => add_memory(input.number() & !0xfff, input.number() % 256).1,
         Call::VcpuCreate => create_vcpu(small(input)).1,
@@ -118,6 +122,10 @@ fn any_call(input: &mut Input<'_>) -> (Call, Vec<u8>) {
         }
         Call::Kick => Kick { vcpu: small(input), reserved: 0 }.as_bytes().to_vec(),
         Call::Stats => Stats { vcpu: small(input), ..Stats::default() }.as_bytes().to_vec(),
+        Call::MemoryDiscard => {
+            let (gpa, size) = (input.number() & !0xfff, input.number() & !0xfff);
+            MemoryDiscard { gpa, size, ..MemoryDiscard::default() }.as_bytes().to_vec()
+        }
     };
     assert_eq!(buffer.len(), call.size());
     for _ in 0..input.byte().saturating_sub(200) % 8 {

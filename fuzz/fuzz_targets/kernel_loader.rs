@@ -5,11 +5,13 @@ use std::io::Cursor;
 use std::sync::OnceLock;
 
 use covisor::kernel::Image;
+use covisor::kernel::KernelFile;
 use covisor::kernel::Plan;
 use covisor::kernel::Request;
 use covisor::kernel::decompress;
 use covisor::layout::Ram;
 use covisor::platform::GuestRam;
+use covisor_abi::paravirtual::RAM_LIMIT;
 use covisor_fuzz::Input;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::GuestAddress;
@@ -30,6 +32,18 @@ fn memory() -> &'static GuestRam {
     })
 }
 
+/// What was planned fits, and does not overlap.
+fn check(plan: &Plan, ram: Ram) {
+    let mut taken: Vec<(u64, u64)> =
+        plan.segments().iter().map(|segment| (segment.address, segment.file_size)).chain(plan.initrd()).collect();
+    taken.sort_unstable();
+    for (index, (start, size)) in taken.iter().enumerate() {
+        let end = start.checked_add(*size).expect("ends in the address space");
+        assert!(end <= ram.end());
+        assert!(taken.get(index + 1).is_none_or(|next| end <= next.0));
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
     let mut input = Input::new(data);
     let choice = input.byte();
@@ -45,18 +59,20 @@ fuzz_target!(|data: &[u8]| {
         assert!(bytes.len() as u64 <= SIZE);
         file = Cursor::new(bytes);
     }
-    let Ok(image) = Image::parse(&mut file) else { return };
     let request = Request { ram, command_line: &command_line, initrd_size };
-    let Ok(plan) = Plan::new(&image, &request) else { return };
-    // What was planned fits, and does not overlap.
-    let mut taken: Vec<(u64, u64)> =
-        plan.segments().iter().map(|segment| (segment.address, segment.file_size)).chain(plan.initrd()).collect();
-    taken.sort_unstable();
-    for (index, (start, size)) in taken.iter().enumerate() {
-        let end = start.checked_add(*size).expect("ends in the address space");
-        assert!(end <= ram.end());
-        assert!(taken.get(index + 1).is_none_or(|next| end <= next.0));
+    if choice & 64 != 0 && ram.size() <= RAM_LIMIT {
+        let Ok((mut file, image)) = KernelFile::Decompressed(file).into_elf(ram) else { return };
+        let Ok(plan) = Plan::paravirtual(&image, &request) else { return };
+        check(&plan, ram);
+        assert!(plan.console_ring().is_some_and(|page| page < ram.end()));
+        if ram.size() == SIZE {
+            let _ = plan.execute(memory(), &mut file, None);
+        }
+        return;
     }
+    let Ok(image) = Image::parse(&mut file) else { return };
+    let Ok(plan) = Plan::new(&image, &request) else { return };
+    check(&plan, ram);
     if ram.size() == SIZE {
         // The file may be truncated; then it says so.
         let _ = plan.execute(memory(), &mut file, None);

@@ -8,7 +8,7 @@ use covisor::devices::virtio::Gate;
 use covisor::devices::virtio::QueueLayout;
 use covisor::devices::virtio::VirtQueue;
 use covisor::devices::virtio::block::BlockHandler;
-use covisor::devices::virtio::block::MemoryBackend;
+use covisor::disk::MemoryBackend;
 use covisor::platform::GuestRam;
 use covisor_fuzz::Input;
 use libfuzzer_sys::fuzz_target;

@@ -24,8 +24,12 @@ use covisor_abi::driver_ports::PM_TIMER;
 
 use crate::devices::pci::CONFIG_PORTS;
 use crate::devices::pci::CONFIG_PORTS_SIZE;
+use crate::devices::pci::HOT_PLUG_PORT;
+use crate::devices::pci::HOT_PLUG_PORTS;
+use crate::devices::pci::HOT_SLOTS;
 use crate::devices::pci::SLOTS;
 use crate::devices::pci::gsi_of_slot;
+use crate::devices::power::EVENT_HOT_PLUG;
 use crate::devices::power::EVENT_PORT;
 use crate::devices::power::EVENT_PORTS;
 use crate::devices::power::EVENT_POWER_BUTTON;
@@ -59,6 +63,9 @@ const PM_TIMER_BYTES: u8 = 4;
 const TABLE_ALIGNMENT: usize = 16;
 /// `Notify` value: a button was pressed (ACPI 6.5, 5.6.6).
 const BUTTON_PRESSED: u8 = 0x80;
+/// `Notify` values: see what came; let go what is there.
+const DEVICE_CHECK: u8 = 1;
+const EJECT_REQUEST: u8 = 3;
 
 // A local APIC entry of the MADT has a byte for the id; only larger ids need x2APIC entries.
 const _: () = assert!(MAX_VCPUS <= 255);
@@ -173,6 +180,7 @@ fn pci(code: &mut Vec<u8>) {
     let uncached = aml::AddressSpaceCacheable::NotCacheable;
     let memory_window = aml::AddressSpace::new_memory(uncached, true, low(memory), low(memory + memory_size - 1), None);
     let resources = aml::ResourceTemplate::new(vec![&bus, &config, &io_window, &memory_window]);
+    let hot_slots: Vec<HotSlot> = HOT_SLOTS.map(HotSlot).collect();
     let mut routing = aml::PackageBuilder::new();
     for slot in 0..SLOTS {
         // All functions of the slot; pin INTA; no link device but this interrupt.
@@ -180,18 +188,114 @@ fn pci(code: &mut Vec<u8>) {
         let gsi = gsi_of_slot(slot);
         routing.add_element(&aml::Package::new(vec![&address, &aml::ZERO, &aml::ZERO, &gsi]));
     }
-    device(
-        code,
-        "_SB_.PCI0",
-        &[
-            &name("_HID", &aml::EISAName::new("PNP0A03")),
-            &name("_UID", &aml::ZERO),
-            &name("_BBN", &aml::ZERO),
-            &name("_SEG", &aml::ZERO),
-            &name("_CRS", &resources),
-            &name("_PRT", &routing),
-        ],
+    let named = [
+        name("_HID", &aml::EISAName::new("PNP0A03")),
+        name("_UID", &aml::ZERO),
+        name("_BBN", &aml::ZERO),
+        name("_SEG", &aml::ZERO),
+        name("_CRS", &resources),
+        name("_PRT", &routing),
+    ];
+    let (registers, fields) = hot_plug_registers();
+    let mut children: Vec<&dyn Aml> = named.iter().map(|name| name as &dyn Aml).collect();
+    children.extend([&registers as &dyn Aml, &fields]);
+    children.extend(hot_slots.iter().map(|slot| slot as &dyn Aml));
+    children.push(&SlotChanges);
+    device(code, "_SB_.PCI0", &children);
+}
+
+/// The registers of [`crate::devices::pci::HotPlugRegisters`]: what came, what is to go, what was let go.
+fn hot_plug_registers() -> (aml::OpRegion<'static>, aml::Field) {
+    let region = aml::OpRegion::new("HPRG".into(), aml::OpRegionSpace::SystemIO, &HOT_PLUG_PORT, &HOT_PLUG_PORTS);
+    let field = aml::Field::new(
+        "HPRG".into(),
+        aml::FieldAccessType::DWord,
+        aml::FieldLockRule::NoLock,
+        aml::FieldUpdateRule::WriteAsZeroes,
+        [*b"HADD", *b"HLEA", *b"HEJE"].map(|name| aml::FieldEntry::Named(name, 32)).into(),
     );
+    (region, field)
+}
+
+/// A slot whose function can come and go: the guest calls `_EJ0` when it has let the function go.
+struct HotSlot(u8);
+
+impl HotSlot {
+    fn path(&self) -> aml::Path {
+        aml::Path::new(&format!("S{:03}", self.0))
+    }
+
+    fn bit(&self) -> u32 {
+        1 << self.0
+    }
+}
+
+impl Aml for HotSlot {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        let (address, bit) = (u32::from(self.0) << 16, self.bit());
+        let eject = aml::Path::new("HEJE");
+        let store = aml::Store::new(&eject, &bit);
+        aml::Device::new(
+            self.path(),
+            vec![
+                &name("_ADR", &address),
+                &name("_SUN", &self.0),
+                &aml::Method::new("_EJ0".into(), 1, true, vec![&store]),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// The method that tells the guest of each slot that changed (ACPI 6.5, 5.6.6).
+struct SlotChanges;
+
+/// Its name.
+const SLOT_CHANGES: &str = "HCHG";
+
+impl Aml for SlotChanges {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        // Reading a register takes what is in it, so each is read once.
+        let slots: Vec<(aml::Path, u32)> = HOT_SLOTS.map(HotSlot).map(|slot| (slot.path(), slot.bit())).collect();
+        let mut statements: Vec<Box<dyn Aml>> = Vec::new();
+        for (local, register, value) in [(0, "HADD", &DEVICE_CHECK), (1, "HLEA", &EJECT_REQUEST)] {
+            statements.push(Box::new(Taken { local, register }));
+            for (path, bit) in &slots {
+                statements.push(Box::new(NotifyIf { local, bit: *bit, path, value }));
+            }
+        }
+        let statements = statements.iter().map(AsRef::as_ref).collect();
+        aml::Method::new(SLOT_CHANGES.into(), 0, true, statements).to_aml_bytes(sink);
+    }
+}
+
+/// Reads a register into a local variable.
+struct Taken {
+    local: u8,
+    register: &'static str,
+}
+
+impl Aml for Taken {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        aml::Store::new(&aml::Local(self.local), &aml::Path::new(self.register)).to_aml_bytes(sink);
+    }
+}
+
+/// Notifies a device if a bit is set in a local variable.
+struct NotifyIf<'a> {
+    local: u8,
+    bit: u32,
+    path: &'a aml::Path,
+    value: &'a u8,
+}
+
+impl Aml for NotifyIf<'_> {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        let notify = aml::Notify::new(self.path, self.value);
+        let local = aml::Local(self.local);
+        let is_set = aml::And::new(&aml::ZERO, &local, &self.bit);
+        aml::If::new(&is_set, vec![&notify]).to_aml_bytes(sink);
+    }
 }
 
 /// COM1.
@@ -209,7 +313,7 @@ fn serial(code: &mut Vec<u8>) {
     );
 }
 
-/// The power button, and the generic event device (ACPI 6.5, 5.6.9) that says when it was pressed.
+/// The power button, and the generic event device (ACPI 6.5, 5.6.9) that says when it was pressed, and of slots that changed.
 fn power_button(code: &mut Vec<u8>) {
     device(code, "_SB_.PWRB", &[&name("_HID", &aml::EISAName::new("PNP0C0C")), &name("_UID", &aml::ZERO)]);
     let interrupt = aml::Interrupt::new(true, false, false, false, EVENT_GSI);
@@ -227,6 +331,11 @@ fn power_button(code: &mut Vec<u8>) {
     let button = aml::Path::new("\\_SB_.PWRB");
     let notify = aml::Notify::new(&button, &BUTTON_PRESSED);
     let branch = aml::If::new(&was_pressed, vec![&notify]);
+    let have_changed = aml::And::new(&aml::ZERO, &events, &EVENT_HOT_PLUG);
+    let changes = aml::MethodCall::new(format!("\\_SB_.PCI0.{SLOT_CHANGES}").as_str().into(), Vec::new());
+    let slots = aml::If::new(&have_changed, vec![&changes]);
+    // Who calls this will take events.
+    let hear = aml::Store::new(&status, &aml::ONE);
     device(
         code,
         "_SB_.GED_",
@@ -236,7 +345,8 @@ fn power_button(code: &mut Vec<u8>) {
             &name("_CRS", &aml::ResourceTemplate::new(vec![&interrupt])),
             &aml::OpRegion::new("EREG".into(), aml::OpRegionSpace::SystemIO, &EVENT_PORT, &EVENT_PORTS),
             &field,
-            &aml::Method::new("_EVT".into(), 1, true, vec![&read, &branch]),
+            &aml::Method::new("_INI".into(), 0, false, vec![&hear]),
+            &aml::Method::new("_EVT".into(), 1, true, vec![&read, &branch, &slots]),
         ],
     );
 }

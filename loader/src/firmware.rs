@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn test_the_tables_end_before_the_reset_vector() {
-        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        let ram = crate::sys::memory::anonymous(&[(GuestAddress(0), 2 << 20)]);
         install(&ram, covisor_abi::MAX_VCPUS).unwrap();
         assert!(ACPI_TABLES + acpi::tables(covisor_abi::MAX_VCPUS).len() as u64 <= RESET_VECTOR);
     }

@@ -1,6 +1,8 @@
 //! Where everything lies in the guest's physical memory and port space.
 
+use covisor_abi::EngineKind;
 use covisor_abi::IO_APIC_BASE;
+use covisor_abi::paravirtual::RAM_LIMIT;
 
 /// The GDT of the first instruction.
 pub const BOOT_GDT: u64 = 0x500;
@@ -34,13 +36,45 @@ pub const RAM_HOLE_END: u64 = 0x1_0000_0000;
 
 /// Guest-physical window of the PCI devices' memory: start and size.
 pub const PCI_MEMORY: (u64, u64) = (RAM_HOLE_START, IO_APIC_BASE - RAM_HOLE_START);
-/// Window of the PCI devices' I/O ports: start and size.
+/// Window of the PCI devices' I/O ports on a PC: start and size. ACPI tells the guest of it.
 pub const PCI_PORTS: (u16, u16) = (0xc000, 0x3000);
+/// The same on a paravirtual machine, where nobody tells the guest: all ports that Linux gives to PCI devices (`PCIBIOS_MIN_IO`). It
+/// does so with those of a device that it finds while it runs.
+pub const PARAVIRTUAL_PCI_PORTS: (u16, u16) = (0x1000, 0xf000);
 
 /// Interrupt of the generic event device, level-triggered.
 pub const EVENT_GSI: u32 = 9;
 /// Number of pages for the page directories of the first instruction, hence GiB that it can map.
 pub const PAGE_DIRECTORIES: u64 = 64;
+
+/// The kind of machine that a guest is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Model {
+    /// A PC with ACPI, for kernels in ring 0.
+    Pc,
+    /// A machine of the Xen PV ABI. Its only devices are those of PCI and Xen's console.
+    Paravirtual,
+}
+
+impl Model {
+    /// The kind that goes with an engine; before the driver has chosen one, what most machines get.
+    #[must_use]
+    pub const fn of(engine: EngineKind) -> Self {
+        match engine {
+            EngineKind::Coop => Self::Paravirtual,
+            EngineKind::Svm | EngineKind::Vmx | EngineKind::Auto => Self::Pc,
+        }
+    }
+
+    /// Window of the PCI devices' I/O ports: start and size.
+    #[must_use]
+    pub const fn pci_ports(self) -> (u16, u16) {
+        match self {
+            Self::Pc => PCI_PORTS,
+            Self::Paravirtual => PARAVIRTUAL_PCI_PORTS,
+        }
+    }
+}
 
 /// Size of guest RAM and its split around the hole below 4 GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +161,10 @@ pub enum MemoryKind {
 
 const _: () = assert!(PAGE_TABLES + (2 + PAGE_DIRECTORIES) * 0x1000 <= COMMAND_LINE);
 const _: () = assert!(COMMAND_LINE + COMMAND_LINE_SIZE <= LOW_RAM_END);
+// RAM of a paravirtual machine is one range.
+const _: () = assert!(RAM_LIMIT <= RAM_HOLE_START);
 const _: () = assert!(PCI_PORTS.0 as u32 + PCI_PORTS.1 as u32 <= 0x1_0000);
+const _: () = assert!(PARAVIRTUAL_PCI_PORTS.0 as u32 + PARAVIRTUAL_PCI_PORTS.1 as u32 == 0x1_0000);
 
 #[cfg(test)]
 mod tests {

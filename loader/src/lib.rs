@@ -11,6 +11,10 @@
 //! | `layout`, `acpi`, `firmware` | what lies where in guest memory, and what the guest is told of it |
 //! | `platform` | buses, interrupts and doorbells, as the devices see them |
 //! | `devices` | the devices |
+//! | `disk` | what is a disk on the host: image formats, devices |
+//! | `net` | what network adapters are connected to |
+//! | `share` | folders of the host's that a guest sees: FUSE's messages, and who answers them |
+//! | `rootfs` | root file systems for guests, made of packages or archives |
 //! | `control` | what `covisor ps` and `covisor stop` say to a running machine |
 //! | `sys` | what depends on the host operating system |
 
@@ -18,12 +22,16 @@ pub mod acpi;
 pub mod cli;
 pub mod control;
 pub mod devices;
+pub mod disk;
 pub mod driver;
 pub mod firmware;
 pub mod kernel;
 pub mod layout;
 pub mod machine;
+pub mod net;
 pub mod platform;
+pub mod rootfs;
 pub mod run;
+pub mod share;
 pub mod sys;
 pub mod vcpu;

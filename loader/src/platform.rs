@@ -12,10 +12,9 @@ use std::sync::atomic::Ordering;
 
 pub use covisor_abi::DoorbellSpace;
 use thiserror::Error;
-pub use vmm_sys_util::eventfd::EventFd;
 
-/// The guest's RAM, as every device and loader of this crate sees it.
-pub type GuestRam = vm_memory::GuestMemoryMmap<()>;
+pub use crate::sys::event::Event;
+pub use crate::sys::memory::GuestRam;
 
 /// A device on a [`Bus`].
 pub trait BusDevice: Send {
@@ -48,7 +47,7 @@ pub trait Doorbells: Send + Sync {
     /// # Errors
     ///
     /// The driver's own error, when it has no room for another one.
-    fn add(&self, space: DoorbellSpace, address: u64, width: u32, event: &EventFd) -> io::Result<()>;
+    fn add(&self, space: DoorbellSpace, address: u64, width: u32, event: &Event) -> io::Result<()>;
 
     /// Undoes [`Doorbells::add`] of the same place.
     ///

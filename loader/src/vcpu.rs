@@ -9,8 +9,10 @@ use covisor_abi::KillReason;
 use covisor_abi::Run;
 use thiserror::Error;
 
+use crate::devices::power::PowerEvent;
 use crate::driver::DriverError;
 use crate::driver::RunVcpu;
+use crate::machine::Pause;
 use crate::platform::Bus;
 
 /// Largest access, in bytes.
@@ -34,6 +36,9 @@ pub enum VcpuEnd {
         /// Where.
         rip: u64,
     },
+    /// The guest switched its machine off or reset it by a call to the driver.
+    #[error("the guest {}", match .0 { PowerEvent::PowerOff => "powered off", PowerEvent::Reset => "reset" })]
+    Power(PowerEvent),
     /// The driver ended the guest.
     #[error("the guest was ended: {reason} (its instruction pointer is {rip:#x})")]
     Killed {
@@ -47,11 +52,13 @@ pub enum VcpuEnd {
     Driver(#[from] DriverError),
 }
 
-/// Runs a vCPU until it ends or `stop` is set; who sets `stop` then kicks the vCPU.
-pub fn run(vcpu: &mut impl RunVcpu, ports: &Bus, memory: &Bus, stop: &AtomicBool) -> VcpuEnd {
+/// Runs a vCPU until it ends or `stop` is set; who sets `stop` then kicks the vCPU, as does who wants a `pause`.
+pub fn run(vcpu: &mut impl RunVcpu, ports: &Bus, memory: &Bus, stop: &AtomicBool, pause: &Pause) -> VcpuEnd {
     let mut run = Run::default();
+    let running = pause.enter();
     // The order pairs with the kick, which the driver remembers if it comes before the run.
     while !stop.load(Ordering::Acquire) {
+        running.give_way();
         if let Err(error) = vcpu.run(&mut run) {
             return error.into();
         }
@@ -64,6 +71,8 @@ pub fn run(vcpu: &mut impl RunVcpu, ports: &Bus, memory: &Bus, stop: &AtomicBool
             Some(ExitReason::Shutdown) => return VcpuEnd::Shutdown { rip: run.rip },
             Some(ExitReason::HaltedForever) => return VcpuEnd::HaltedForever { rip: run.rip },
             Some(ExitReason::Killed) => return killed(&run),
+            Some(ExitReason::PowerOff) => return VcpuEnd::Power(PowerEvent::PowerOff),
+            Some(ExitReason::Reset) => return VcpuEnd::Power(PowerEvent::Reset),
             None => Err(bad_answer("exit reason", run.exit)),
         };
         if let Err(error) = handled {
@@ -163,7 +172,7 @@ mod tests {
         ports.insert(0x10, 1, Arc::new(Mutex::new(Latch(7)))).unwrap();
         memory.insert(0xc000_0000, 8, Arc::new(Mutex::new(Latch(9)))).unwrap();
         let mut script = Script { exits: exits.iter().copied().collect(), reads: Vec::new(), reading: false };
-        let end = run(&mut script, &ports, &memory, &AtomicBool::new(false));
+        let end = run(&mut script, &ports, &memory, &AtomicBool::new(false), &Pause::default());
         (end, script.reads)
     }
 
@@ -218,7 +227,15 @@ mod tests {
         }
         let ports = Bus::new();
         ports.insert(0x10, 1, Arc::new(Mutex::new(Latch(7)))).unwrap();
-        run(&mut Interrupts(0), &ports, &Bus::new(), &AtomicBool::new(false));
+        run(&mut Interrupts(0), &ports, &Bus::new(), &AtomicBool::new(false), &Pause::default());
+    }
+
+    #[test]
+    fn test_a_guest_can_call_for_its_machines_end() {
+        for (reason, event) in [(ExitReason::PowerOff, PowerEvent::PowerOff), (ExitReason::Reset, PowerEvent::Reset)] {
+            let (end, _) = play(&[exit(reason, 0, 0, 0)]);
+            assert!(matches!(end, VcpuEnd::Power(wanted) if wanted == event), "{end}");
+        }
     }
 
     #[test]
@@ -259,6 +276,6 @@ mod tests {
         ports.insert(0x600, 1, Arc::new(Mutex::new(Stop(Arc::clone(&stop))))).unwrap();
         let exits = VecDeque::from([exit(ExitReason::PortWrite, 0x600, 0x34, 1)]);
         let mut script = Script { exits, reads: Vec::new(), reading: false };
-        assert!(matches!(run(&mut script, &ports, &Bus::new(), &stop), VcpuEnd::Stopped));
+        assert!(matches!(run(&mut script, &ports, &Bus::new(), &stop, &Pause::default()), VcpuEnd::Stopped));
     }
 }

@@ -42,6 +42,16 @@ pub(crate) unsafe fn cli() {
     unsafe { asm!("cli", options(nostack)) };
 }
 
+/// Writes the task priority that is there, at which the local APIC looks for what it has to tell the CPU.
+///
+/// # Safety
+/// Ring 0.
+#[cold]
+pub(crate) unsafe fn renew_task_priority() {
+    // SAFETY: by the caller; nothing changes.
+    unsafe { asm!("mov {value}, cr8", "mov cr8, {value}", value = out(reg) _, options(nostack, preserves_flags)) };
+}
+
 /// Loads FS, GS, TR, LDTR and the SYSCALL and SYSENTER MSRs from a VMCB (15.5.2).
 ///
 /// # Safety

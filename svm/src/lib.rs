@@ -11,6 +11,7 @@
 //! | `cpu.rs` | one physical CPU: on, off, the host's state |
 //! | `vcpu.rs` | one vCPU's registers |
 //! | `nmi.rs` | the way out of an NMI's handler |
+//! | `offer.rs` | interrupts on a CPU that QEMU emulates |
 //! | `switch.rs` | the way in and out |
 #![cfg_attr(not(test), no_std)]
 
@@ -24,6 +25,7 @@ mod instructions;
 mod intercept;
 mod nmi;
 mod npt;
+mod offer;
 mod permission;
 mod switch;
 mod vcpu;
@@ -33,6 +35,7 @@ use covisor_abi::EngineKind;
 use covisor_abi::EngineStatus;
 use covisor_core::engine::Engine;
 use covisor_core::engine::ExitHandler;
+use covisor_core::engine::VcpuConfig;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
 use covisor_core::xstate::ExtendedState;
@@ -55,11 +58,15 @@ pub struct Svm {
 /// One VM: its nested page tables.
 #[derive(Debug)]
 pub struct Vm {
-    tables: NestedTables,
+    /// Physical address of the root.
+    root: u64,
+    /// Nobody ever waits for them, for core has one thread at a time change them.
+    tables: spin::Mutex<NestedTables>,
 }
 
 impl Engine for Svm {
     const KIND: EngineKind = EngineKind::Svm;
+    const RAM_ON_DEMAND: bool = true;
     type Cpu = Cpu;
     type Vm = Vm;
     type Vcpu = SvmVcpu;
@@ -103,19 +110,28 @@ impl Engine for Svm {
     fn vm_new<H: Host>(&self) -> Result<Vm, OutOfMemory> {
         let format = Npt { encrypt: self.features.encryption_bit };
         // As many levels as the host's own tables have, for VMRUN takes the mode from there (15.25.3).
-        Ok(Vm { tables: NestedTables::new::<H>(format, self.features.paging_levels)? })
+        let tables = NestedTables::new::<H>(format, self.features.paging_levels)?;
+        Ok(Vm { root: tables.root(), tables: spin::Mutex::new(tables) })
     }
 
     fn vm_drop<H: Host>(&self, vm: Vm) {
-        vm.tables.free::<H>();
+        vm.tables.into_inner().free::<H>();
     }
 
     fn vm_map<H: Host>(&self, vm: &mut Vm, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
-        vm.tables.map::<H>(gpa, phys, order)
+        vm.tables.get_mut().map::<H>(gpa, phys, order)
     }
 
-    fn vcpu_new<H: Host>(&self, vm: &Vm, tsc_offset: u64) -> Result<SvmVcpu, OutOfMemory> {
-        SvmVcpu::new::<H>(&self.features, &self.extended, &self.maps, &vm.tables, tsc_offset)
+    fn vm_map_later<H: Host>(&self, vm: &Vm, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
+        vm.tables.lock().map::<H>(gpa, phys, order)
+    }
+
+    fn vm_unmap(&self, vm: &Vm, gpa: u64) {
+        vm.tables.lock().unmap(gpa);
+    }
+
+    fn vcpu_new<H: Host>(&self, vm: &Vm, config: &VcpuConfig) -> Result<SvmVcpu, OutOfMemory> {
+        SvmVcpu::new::<H>(&self.features, &self.extended, &self.maps, vm.root, config.tsc_offset)
     }
 
     fn vcpu_drop<H: Host>(&self, vcpu: SvmVcpu) {

@@ -187,6 +187,11 @@ extern "sysv64" fn on_exit<X: ExitHandler<Svm>>(context: &mut Context<'_, X>) ->
     vmcb.control.tlb_control = TlbControl::Keep;
     vcpu.gprs_mut().rax = rax;
     vcpu.gprs_mut().rsp = rsp;
+    if vcpu.virtual_on_qemu {
+        // SAFETY: the engine runs in ring 0, and CR8 is the host's since #VMEXIT.
+        unsafe { insn::renew_task_priority() };
+        vcpu.look_after_offer();
+    }
     if vcpu.track_nmi() {
         return Next::Resume as u32;
     }
@@ -208,7 +213,7 @@ fn on_interrupted_delivery<X: ExitHandler<Svm>>(context: &mut Context<'_, X>, in
     let vcpu = unsafe { &mut *context.vcpu };
     let exit = exits::decode(&vcpu.vmcb().control);
     let (exit, again) = vcpu.deliveries.interrupted(interrupted, exit);
-    vcpu.vmcb_mut().control.event_injection = again.unwrap_or_default().to_amd();
+    vcpu.inject_again(again.unwrap_or_default());
     let next = context.handler.on_exit(vcpu, exit);
     store_rax_rsp(vcpu);
     next as u32

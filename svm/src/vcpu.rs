@@ -14,6 +14,7 @@ use covisor_core::host::Block;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
 use covisor_core::registers::Cr0;
+use covisor_core::registers::Cr4;
 use covisor_core::registers::Gprs;
 use covisor_core::registers::SegmentName;
 use covisor_core::registers::attributes;
@@ -29,7 +30,6 @@ use crate::intercept;
 use crate::intercept::ControlRegisters;
 use crate::intercept::Instructions1;
 use crate::nmi::NmiState;
-use crate::npt::NestedTables;
 use crate::permission::PermissionMaps;
 use crate::vmcb;
 use crate::vmcb::Clean;
@@ -56,8 +56,13 @@ pub struct SvmVcpu {
     /// Core waits for the guest to take NMIs.
     pub(crate) nmi_window: bool,
     next_rip_save: bool,
-    /// VMRUN does not take the interrupt shadow from the VMCB.
-    forgets_shadow: bool,
+    /// QEMU emulates the CPU: VMRUN does not take the interrupt shadow from the VMCB, and interrupts have to be offered
+    /// (`offer.rs`).
+    pub(crate) emulated_by_qemu: bool,
+    /// An interrupt is offered.
+    pub(crate) offered: bool,
+    /// QEMU's VMRUN finds a virtual interrupt, offered or to open the window, and so may lose one of the host's (`offer.rs`).
+    pub(crate) virtual_on_qemu: bool,
     /// How this CPU best forgets one guest's translations.
     flush: TlbControl,
     /// The priority class whose interrupt window core asked for.
@@ -76,7 +81,11 @@ impl SvmVcpu {
     /// Sets the intercepts for [`Vcpu::want_interrupt_window`]. A class above the guest's task priority has a window by a
     /// virtual interrupt, whose priority the CPU compares with V_TPR (APM vol. 2, 15.21.2). One that V_TPR holds back has to
     /// wait for a lower CR8. (The CPU could wait for that by itself, but QEMU's takes an interrupt of V_TPR's own class.)
-    fn place_window(&mut self) {
+    /// While an interrupt is offered, the place is taken.
+    pub(crate) fn place_window(&mut self) {
+        if self.offered {
+            return;
+        }
         let (window, task_priority) = (self.window, self.task_priority());
         let held = window.is_some_and(|class| class <= task_priority);
         let control = &mut self.change(Clean::VIRTUAL_INTERRUPT | Clean::INTERCEPTS).control;
@@ -88,13 +97,14 @@ impl SvmVcpu {
             let priority = u64::from(class & 0xf) << VirtualInterrupt::PRIORITY.bits().trailing_zeros();
             control.virtual_interrupt.insert(VirtualInterrupt::IRQ | VirtualInterrupt::from_bits_retain(priority));
         }
+        self.virtual_on_qemu = self.emulated_by_qemu && open.is_some();
     }
 
     pub(crate) fn new<H: Host>(
         features: &Features,
         extended: &ExtendedState,
         maps: &PermissionMaps,
-        tables: &NestedTables,
+        nested_root: u64,
         tsc_offset: u64,
     ) -> Result<Self, OutOfMemory> {
         let extended = extended.area_new::<H>()?;
@@ -114,7 +124,9 @@ impl SvmVcpu {
             nmi: NmiState::Open,
             nmi_window: false,
             next_rip_save: features.next_rip_save,
-            forgets_shadow: features.emulated_by_qemu,
+            emulated_by_qemu: features.emulated_by_qemu,
+            offered: false,
+            virtual_on_qemu: false,
             flush: if features.flush_by_asid { TlbControl::FlushGuest } else { TlbControl::FlushAll },
             window: None,
             synced: Cell::new(false),
@@ -131,7 +143,7 @@ impl SvmVcpu {
         vmcb.control.tsc_offset = tsc_offset;
         vmcb.control.virtual_interrupt = VirtualInterrupt::MASKING;
         vmcb.control.nested_enable = NESTED_PAGING_ENABLE;
-        vmcb.control.nested_cr3 = tables.root() | encrypt;
+        vmcb.control.nested_cr3 = nested_root | encrypt;
         reset(&mut vcpu);
         Ok(vcpu)
     }
@@ -372,6 +384,12 @@ impl Vcpu for SvmVcpu {
         self.flush_translations();
     }
 
+    /// By a new ASID: nested translations are tagged with it, on whichever CPU they are (15.16.1).
+    #[inline]
+    fn forget_memory(&mut self) {
+        self.assigned = Assigned::default();
+    }
+
     #[inline]
     fn cr4(&self) -> u64 {
         self.vmcb().save.cr4
@@ -403,7 +421,7 @@ impl Vcpu for SvmVcpu {
     }
 
     fn xcr0(&self) -> u64 {
-        self.own.xcr0
+        self.own.current_xcr0(self.cr4() & Cr4::CR4_ENABLE_OS_XSAVE.bits() as u64 != 0)
     }
 
     fn set_xcr0(&mut self, value: u64) {
@@ -476,7 +494,7 @@ impl Vcpu for SvmVcpu {
 
     #[inline]
     fn forgets_interrupt_shadow(&self) -> bool {
-        self.forgets_shadow
+        self.emulated_by_qemu
     }
 
     #[inline]
@@ -496,8 +514,10 @@ impl Vcpu for SvmVcpu {
 
     #[inline]
     fn inject(&mut self, injection: Injection) {
-        if injection == Injection::Nmi {
-            self.block_nmis();
+        match injection {
+            Injection::Interrupt(vector) if self.emulated_by_qemu => return self.offer(vector),
+            Injection::Nmi => self.block_nmis(),
+            _ => {}
         }
         let mut event = Event::encode(injection);
         if matches!(injection, Injection::Exception(_)) && self.cr0() & Cr0::CR0_PROTECTED_MODE.bits() as u64 == 0 {
@@ -509,7 +529,7 @@ impl Vcpu for SvmVcpu {
 
     #[inline]
     fn injection_waits(&self) -> bool {
-        Event::from_amd(self.vmcb().control.event_injection).is_valid()
+        self.offered || Event::from_amd(self.vmcb().control.event_injection).is_valid()
     }
 
     #[inline]
@@ -525,6 +545,7 @@ impl Vcpu for SvmVcpu {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use crate::npt::NestedTables;
     use covisor_core::exit::Exception;
     use covisor_core::test_support::MockHost;
 
@@ -545,11 +566,20 @@ pub(crate) mod tests {
 
     /// Calls `use_vcpu` on a new vCPU, and frees all that it needs.
     pub(crate) fn with_vcpu(use_vcpu: impl FnOnce(&mut SvmVcpu)) {
+        with_vcpu_of(&FEATURES, use_vcpu);
+    }
+
+    /// The same on the CPU that QEMU emulates.
+    pub(crate) fn with_vcpu_of_qemu(use_vcpu: impl FnOnce(&mut SvmVcpu)) {
+        with_vcpu_of(&Features { emulated_by_qemu: true, ..FEATURES }, use_vcpu);
+    }
+
+    fn with_vcpu_of(features: &Features, use_vcpu: impl FnOnce(&mut SvmVcpu)) {
         let before = MockHost::blocks();
         let maps = PermissionMaps::new::<MockHost>().unwrap();
         let tables = NestedTables::new::<MockHost>(Npt { encrypt: 0 }, 4).unwrap();
         let extended = ExtendedState::for_tests();
-        let mut vcpu = SvmVcpu::new::<MockHost>(&FEATURES, &extended, &maps, &tables, 0).unwrap();
+        let mut vcpu = SvmVcpu::new::<MockHost>(features, &extended, &maps, tables.root(), 0).unwrap();
         use_vcpu(&mut vcpu);
         vcpu.free::<MockHost>();
         tables.free::<MockHost>();

@@ -67,8 +67,12 @@ bitflags! {
         const IRQ = 1 << 8;
         /// Its priority.
         const PRIORITY = 0xf << 16;
+        /// It comes whatever the task priority is.
+        const IGNORE_TPR = 1 << 20;
         /// The guest's IF masks virtual interrupts only; the host's masks physical ones.
         const MASKING = 1 << 24;
+        /// Its vector.
+        const VECTOR = 0xff << 32;
     }
 }
 

@@ -4,7 +4,7 @@ use xtask::rig::CPU_PLAIN;
 use xtask::scenario::Scenario;
 
 use crate::checked::{Checked, ensure, told};
-use crate::host::{Host, MINI, on_host, on_own_host};
+use crate::host::{Host, MINI, PROBE, on_host, on_own_host};
 
 /// The exit status of wrong usage or configuration.
 const USAGE: i32 = 1;
@@ -14,18 +14,42 @@ const DRIVER: i32 = 2;
 /// One scenario for each mistake: its name, a script that makes the wrong files, covisor's arguments, its exit status, and
 /// a word of the message that names what is wrong.
 macro_rules! mistakes {
-    ($($name:literal: $prepare:expr, $arguments:expr, $status:expr, $word:expr;)+) => {
-        /// The scenarios about bad input.
-        pub(crate) const SCENARIOS: &[Scenario] = &[
+    ($(#[$attribute:meta])* $list:ident = [$($more:expr,)*] and
+        $($name:literal: $prepare:expr, $arguments:expr, $status:expr, $word:expr;)+) => {
+        $(#[$attribute])*
+        pub(crate) const $list: &[Scenario] = &[
             $(Scenario::new(concat!("bad-input/", $name), |env, kind| on_host(env, kind, |host| mistake(host, $prepare, $arguments, $status, $word))),)+
-            Scenario::new("bad-input/driver-not-loaded", |env, kind| on_host(env, kind, driver_not_loaded)),
-            Scenario::new("bad-input/device-of-something-else", |env, kind| on_host(env, kind, device_of_something_else)),
-            Scenario::new("bad-input/cpu-without-amd-v", |env, kind| on_own_host(env, kind, |rig| Ok(rig.cpu(CPU_PLAIN)), cpu_without_amd_v)),
+            $($more,)*
         ];
     };
 }
 
 mistakes! {
+    /// The scenarios about input that is bad for engine `coop`.
+    WITH_COOP = [
+        Scenario::new("bad-input/more-memory-than-coop-gives", |env, kind| {
+            on_own_host(env, kind, |rig| Ok(rig.memory_mib(4096)), more_memory_than_coop_gives)
+        }),
+    ] and
+    // The file has no Xen note any more.
+    "kernel-without-xen-pv": "sed 's/Xen/Nex/g' probe >/tmp/bad",
+        "run --engine coop --kernel /tmp/bad", USAGE, "Debian's package linux-image-cloud-amd64";
+    "cpus-with-coop": "", "run --engine coop --kernel vmlinuz --cpus 2", USAGE, "--cpus";
+}
+
+mistakes! {
+    /// The scenarios about bad input.
+    SCENARIOS = [
+        Scenario::new("bad-input/driver-not-loaded", |env, kind| on_host(env, kind, driver_not_loaded)),
+        Scenario::new("bad-input/device-of-something-else", |env, kind| on_host(env, kind, device_of_something_else)),
+        Scenario::new("bad-input/disk-where-nothing-can-be-written", |env, kind| {
+            on_host(env, kind, disk_where_nothing_can_be_written)
+        }),
+        Scenario::new("bad-input/guests-in-each-others-way", |env, kind| on_host(env, kind, guests_in_each_others_way)),
+        Scenario::new("bad-input/cpu-without-amd-v", |env, kind| {
+            on_own_host(env, kind, |rig| Ok(rig.cpu(CPU_PLAIN)), cpu_without_amd_v)
+        }),
+    ] and
     "kernel-cut-in-its-header": "head -c 512 vmlinuz >/tmp/bad", "run --kernel /tmp/bad", USAGE, "/tmp/bad";
     "kernel-cut-in-its-setup": "head -c 9000 vmlinuz >/tmp/bad", "run --kernel /tmp/bad", USAGE, "/tmp/bad";
     "kernel-cut-in-the-middle": "head -c 3145728 vmlinuz >/tmp/bad", "run --kernel /tmp/bad", USAGE, "/tmp/bad";
@@ -61,6 +85,15 @@ mistakes! {
     "name-with-a-slash": "", "run --kernel vmlinuz --name ../up", USAGE, "name";
     "too-long-a-command-line":
         "", "run --kernel vmlinuz --append \"$(head -c 70000 /dev/zero | tr '\\0' x)\"", USAGE, "command line";
+    "config-that-is-no-toml":
+        "printf 'mem = 64\nmem = \n' >/tmp/bad", "run --config /tmp/bad", USAGE, "/tmp/bad, line 2, column ";
+    "config-with-an-unknown-key": "echo 'mme = 64' >/tmp/bad", "run --config /tmp/bad", USAGE, "the nearest is `mem`";
+    "missing-config": "", "run --config /no/config", USAGE, "/no/config";
+    "options-file-with-an-open-quote": "echo \"--kernel 'vmlinuz\" >/tmp/bad", "run @/tmp/bad", USAGE, "/tmp/bad";
+    "missing-options-file": "", "run @/no/options", USAGE, "/no/options";
+    "missing-disk-of-colinux": "", "run kernel=vmlinuz cobd0=/no/disk", USAGE, "/no/disk";
+    "guest-of-a-missing-image": "", "create new --from /no/image --kernel vmlinuz", USAGE, "/no/image";
+    "start-of-no-guest": "", "start nobody", USAGE, "`covisor create nobody` makes one";
     "stop-of-no-machine": "", "stop nobody", USAGE, "nobody";
     "driver-that-is-no-module": "echo x >/tmp/bad; ./covisor driver remove 2>/dev/null",
         "driver install --module /tmp/bad", DRIVER, "not a kernel module";
@@ -99,6 +132,45 @@ fn device_of_something_else(host: &mut Host) -> Checked {
     let checked = mistake(host, replace, "run --kernel vmlinuz", DRIVER, "not covisor's driver");
     host.output("mv /dev/covisor.away /dev/covisor")?;
     checked
+}
+
+/// A disk on a file system that is only read.
+fn disk_where_nothing_can_be_written(host: &mut Host) -> Checked {
+    host.output(
+        "mkdir /tmp/full && mount -t tmpfs none /tmp/full && truncate -s 1M /tmp/full/disk && mount -o remount,ro /tmp/full",
+    )?;
+    let checked =
+        mistake(host, "", "run --kernel vmlinuz --disk /tmp/full/disk", USAGE, "add `,ro` to use it read-only");
+    host.output("umount /tmp/full")?;
+    checked
+}
+
+/// A name that is taken, and two who start the same guest at once: one of them does, and the other is told why not.
+fn guests_in_each_others_way(host: &mut Host) -> Checked {
+    let outcome = host.sh(&format!(
+        "./covisor create web {arguments} --append test=idle || exit
+        ./covisor create web {arguments} 2>/tmp/taken; echo \"create $?\"
+        (./covisor start web 2>/tmp/one; echo $? >>/tmp/statuses) & (./covisor start web 2>/tmp/two; echo $? >>/tmp/statuses) & wait
+        sort /tmp/statuses; ./covisor list | grep -c '^web  *running'
+        ./covisor stop web --force; ./covisor remove web; echo \"remove $?\"
+        cat /tmp/taken /tmp/one /tmp/two >&2",
+        arguments = &PROBE["run ".len()..]
+    ))?;
+    let (text, errors) = (outcome.stdout_text(), outcome.stderr_text());
+    let lines: Vec<&str> = errors.lines().collect();
+    ensure!(
+        text == "create 1\n0\n1\n1\nremove 0\n"
+            && matches!(lines[..], [taken, busy]
+                if taken.starts_with("covisor: error: there is a guest web already")
+                    && busy.starts_with("covisor: error: guest web runs, or is being started")),
+        "{}",
+        told(&outcome)
+    );
+    Ok(())
+}
+
+fn more_memory_than_coop_gives(host: &mut Host) -> Checked {
+    mistake(host, "", "run --engine coop --kernel vmlinuz --mem 3100", USAGE, "at most 3072 MiB")
 }
 
 fn cpu_without_amd_v(host: &mut Host) -> Checked {

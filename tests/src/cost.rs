@@ -12,8 +12,10 @@ use crate::hostile::late_by;
 
 /// The scenarios about costs.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario::new("cost/exits", |env, kind| bench(env, kind, "exits", exits)),
-    Scenario::new("cost/boot", |env, kind| bench(env, kind, "boot", boot)),
+    Scenario::new("cost/exits", |env, kind| bench(env, kind, "exits", &["--rig", kind.name()], exits)),
+    Scenario::new("cost/boot", |env, kind| bench(env, kind, "boot", &[], boot)),
+    Scenario::new("cost/io", |env, kind| bench(env, kind, "io", &["--only", "covisor-svm"], io)).on_demand(),
+    Scenario::new("cost/beside-qemu", |env, kind| bench(env, kind, "io", &[], io_beside_qemu)).on_demand(),
     Scenario::new("cost/memory-of-the-loader", |env, kind| on_host(env, kind, memory_of_the_loader)),
     Scenario::new("cost/signals-are-obeyed-at-once", |env, kind| on_host(env, kind, signals_are_obeyed_at_once)),
     Scenario::new("cost/wake-ups-are-not-delayed", |env, kind| on_host(env, kind, wake_ups_are_not_delayed)),
@@ -23,7 +25,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 /// two instructions, it leaves to software.
 const fn exit_bars(kind: RigKind) -> [(&'static str, u64); 4] {
     match kind {
-        RigKind::Qemu => [("cpuid", 400), ("port-driver", 500), ("doorbell", 700), ("port-user", 1800)],
+        RigKind::Qemu | RigKind::Plain => {
+            [("cpuid", 400), ("port-driver", 500), ("doorbell", 700), ("port-user", 1800)]
+        }
         RigKind::Bochs => [("cpuid", 353), ("port-driver", 448), ("doorbell", 900), ("port-user", 2100)],
     }
 }
@@ -37,6 +41,21 @@ const EXIT_OPERATIONS: [&str; 8] =
 
 /// How many percent of the bare machine's instructions a boot may take.
 const BOOT_BAR_PERCENT: u64 = 115;
+
+/// Instructions that a MiB may take at most, from the guest's program to the host's, or to the host's file.
+const IO_BARS: [(&str, u64); 11] = [
+    ("tcp-send", 1_900_000),
+    ("tcp-receive", 2_300_000),
+    ("raw-write", 490_000),
+    ("raw-read", 440_000),
+    ("raw-randwrite", 8_500_000),
+    ("raw-randread", 9_900_000),
+    ("qcow2-fill", 1_350_000),
+    ("qcow2-write", 700_000),
+    ("qcow2-read", 450_000),
+    ("qcow2-randwrite", 8_750_000),
+    ("qcow2-randread", 12_000_000),
+];
 
 /// KiB that the loader may have in memory beside the guest's RAM.
 const LOADER_BAR_KIB: u64 = 8 << 10;
@@ -53,13 +72,17 @@ struct Figure {
 }
 
 /// Runs a benchmark as a user does, and checks its figures.
-fn bench(env: &Env, kind: RigKind, name: &str, check: fn(&[Figure], RigKind) -> Checked) -> xtask::Result<Verdict> {
+fn bench(
+    env: &Env,
+    kind: RigKind,
+    name: &str,
+    words: &[&str],
+    check: fn(&[Figure], RigKind) -> Checked,
+) -> xtask::Result<Verdict> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // The others are measured on QEMU's machine alone.
-    let rig: &[&str] = if name == "exits" { &["--rig", kind.name()] } else { &[] };
     let text = Cmd::new(cargo)
         .args(["run", "--quiet", "--package", "xtask", "--", "bench", name, "--json"])
-        .args(rig)
+        .args(words)
         .dir(&env.root)
         .output()?;
     let figures: Option<Vec<Figure>> = text.lines().map(|line| figure(line, name)).collect();
@@ -86,36 +109,50 @@ fn instructions(figures: &[Figure], op: &str, system: &str) -> Checked<u64> {
 }
 
 /// The systems that a rig's benches compare: covisor on its engine, and KVM.
-fn systems(kind: RigKind) -> (&'static str, &'static str) {
-    match kind {
-        RigKind::Qemu => ("covisor-svm", "kvm-svm"),
-        RigKind::Bochs => ("covisor-vmx", "kvm-vmx"),
-    }
+fn systems(kind: RigKind) -> (String, String) {
+    (format!("covisor-{}", kind.engine()), format!("kvm-{}", kind.engine()))
 }
 
 fn exits(figures: &[Figure], kind: RigKind) -> Checked {
     let (covisor, kvm) = systems(kind);
     for op in EXIT_OPERATIONS {
-        let (ours, kvms) = (instructions(figures, op, covisor)?, instructions(figures, op, kvm)?);
+        let (ours, kvms) = (instructions(figures, op, &covisor)?, instructions(figures, op, &kvm)?);
         ensure!(ours < kvms, "{op} takes {ours} instructions, KVM only {kvms}");
     }
     for (op, bar) in exit_bars(kind) {
-        let ours = instructions(figures, op, covisor)?;
+        let ours = instructions(figures, op, &covisor)?;
         ensure!(ours <= bar, "{op} takes {ours} instructions, the bar is {bar}");
     }
     for op in THIRDS_OF_KVM {
-        let (ours, kvms) = (instructions(figures, op, covisor)?, instructions(figures, op, kvm)?);
+        let (ours, kvms) = (instructions(figures, op, &covisor)?, instructions(figures, op, &kvm)?);
         ensure!(ours * 3 <= kvms, "{op} takes {ours} instructions, more than a third of KVM's {kvms}");
     }
     Ok(())
 }
 
 fn boot(figures: &[Figure], kind: RigKind) -> Checked {
-    let (ours, bare) = (instructions(figures, "boot", systems(kind).0)?, instructions(figures, "boot", "bare")?);
+    let (ours, bare) = (instructions(figures, "boot", &systems(kind).0)?, instructions(figures, "boot", "bare")?);
     ensure!(
         ours * 100 <= bare * BOOT_BAR_PERCENT,
         "a boot takes {ours} instructions, more than {BOOT_BAR_PERCENT} % of the bare machine's {bare}"
     );
+    Ok(())
+}
+
+fn io(figures: &[Figure], kind: RigKind) -> Checked {
+    for (op, bar) in IO_BARS {
+        let ours = instructions(figures, op, &systems(kind).0)?;
+        ensure!(ours <= bar, "a MiB of {op} takes {ours} instructions, the bar is {bar}");
+    }
+    Ok(())
+}
+
+/// A MiB takes no more than on QEMU with KVM.
+fn io_beside_qemu(figures: &[Figure], kind: RigKind) -> Checked {
+    for (op, _) in IO_BARS {
+        let (ours, qemus) = (instructions(figures, op, &systems(kind).0)?, instructions(figures, op, "qemu-kvm")?);
+        ensure!(ours <= qemus, "a MiB of {op} takes {ours} instructions, on QEMU with KVM only {qemus}");
+    }
     Ok(())
 }
 
@@ -144,7 +181,8 @@ fn memory_of_the_loader(host: &mut Host) -> Checked {
 
 /// A loader whose guest never gives the CPU up stops within a millisecond when it is told to, again and again.
 fn signals_are_obeyed_at_once(host: &mut Host) -> Checked {
-    for busy in ["cli-loop", "exit-flood", "port-flood", "timer-flood"] {
+    let with_timers = if host.engine() == "coop" { "timer-storm" } else { "timer-flood" };
+    for busy in ["cli-loop", "exit-flood", "port-flood", with_timers] {
         let outcome = host.sh(&format!(
             "taskset 1 ./host-watch stops --count 30 --after 100 -- ./covisor {PROBE} --append test={busy} >/tmp/out; tail -n 1 /tmp/out"
         ))?;
@@ -162,7 +200,8 @@ fn signals_are_obeyed_at_once(host: &mut Host) -> Checked {
 
 /// A program of the host that must run first wakes within a millisecond, whatever a guest on its CPU does.
 fn wake_ups_are_not_delayed(host: &mut Host) -> Checked {
-    for busy in ["cli-loop", "exit-flood", "port-flood", "apic-flood", "random-user-code"] {
+    let without_leaving = if host.engine() == "coop" { "hypercall-flood" } else { "apic-flood" };
+    for busy in ["cli-loop", "exit-flood", "port-flood", without_leaving, "random-user-code"] {
         // Only while the guest runs: Linux 6.1 itself takes longer to get back the memory of a process with large pages.
         let outcome = host.sh(&format!(
             "rm -f /tmp/out; taskset 1 ./covisor {PROBE} --append test={busy} </dev/null >/tmp/out 2>&1 & pid=$!

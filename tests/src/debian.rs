@@ -32,18 +32,29 @@ const DEBIAN: &str = "run --engine $ENGINE --kernel debian-kernel --initrd debia
 const HOST_MEMORY_MIB: u32 = 1536;
 
 /// Tries a scenario on a host with the Debian image and one of its kernels, and checks the file system afterwards.
-fn on_debian(
+pub(crate) fn on_debian(
     env: &Env,
     kind: RigKind,
     version: &str,
     flavour: &str,
     scenario: impl FnOnce(&mut Host) -> Checked,
 ) -> Result<Verdict> {
+    on_debian_with_cpu(env, kind, kind.default_cpu(), (version, flavour), scenario)
+}
+
+/// The same with another CPU.
+pub(crate) fn on_debian_with_cpu(
+    env: &Env,
+    kind: RigKind,
+    cpu: &str,
+    (version, flavour): (&str, &str),
+    scenario: impl FnOnce(&mut Host) -> Checked,
+) -> Result<Verdict> {
     let image = images::debian(env)?;
     on_own_host(
         env,
         kind,
-        |rig| debian_rig(rig, &image, version, flavour),
+        |rig| debian_rig(rig.cpu(cpu), &image, version, flavour),
         |host| {
             scenario(host)?;
             file_system_is_clean(host)
@@ -51,7 +62,8 @@ fn on_debian(
     )
 }
 
-fn debian_rig(rig: Rig, image: &DebianImage, version: &str, flavour: &str) -> Checked<Rig> {
+/// The rig with the Debian image and one of its kernels.
+pub(crate) fn debian_rig(rig: Rig, image: &DebianImage, version: &str, flavour: &str) -> Checked<Rig> {
     let kernel = kernel(image, version, flavour)?;
     let mut rig = rig
         .memory_mib(HOST_MEMORY_MIB)
@@ -79,7 +91,7 @@ fn kernel<'a>(image: &'a DebianImage, version: &str, flavour: &str) -> Checked<&
 }
 
 /// A program of this machine and the libraries that it needs, which go to the same places in the host.
-fn with_libraries(program: &str) -> Checked<Vec<PathBuf>> {
+pub(crate) fn with_libraries(program: &str) -> Checked<Vec<PathBuf>> {
     let program = find_program(program)
         .ok_or_else(|| Failure::Seen(format!("{program} is not installed here (`cargo xtask setup` does it)")))?;
     let list = Cmd::new("ldd").arg(&program).output().map_err(xtask::Error::from)?;
@@ -90,11 +102,16 @@ fn with_libraries(program: &str) -> Checked<Vec<PathBuf>> {
 
 /// Runs a command in the guest.
 fn exec(host: &mut Host, options: &str, command: &str) -> Checked<Outcome> {
-    host.covisor(&format!("{DEBIAN} {options} --exec {}", shell_word(command)))
+    host.covisor(&run_with(options, command))
+}
+
+/// The arguments for that.
+pub(crate) fn run_with(options: &str, command: &str) -> String {
+    format!("{DEBIAN} {options} --exec {}", shell_word(command))
 }
 
 /// Checks that the guest left its file system in order: whole, and with nothing left in its journal.
-fn file_system_is_clean(host: &mut Host) -> Checked {
+pub(crate) fn file_system_is_clean(host: &mut Host) -> Checked {
     let program = with_libraries("e2fsck")?.pop().unwrap_or_default();
     let outcome = host.sh(&format!("{} -f -n $DISK", program.display()))?;
     let text = format!("{}{}", outcome.stdout_text(), outcome.stderr_text());
@@ -103,7 +120,7 @@ fn file_system_is_clean(host: &mut Host) -> Checked {
 }
 
 /// systemd comes up without a failure, and root is logged in at the console.
-fn boots(host: &mut Host) -> Checked {
+pub(crate) fn boots(host: &mut Host) -> Checked {
     let command = "systemctl is-system-running --wait; systemctl --failed --no-legend --plain; \
                    systemctl is-active getty.target serial-getty@hvc0.service; \
                    for i in $(seq 600); do ps -t hvc0 -o user=,comm= | grep bash && break; sleep 0.1; done; exit 5";
@@ -144,7 +161,7 @@ fn stop_powers_off(host: &mut Host) -> Checked {
     let engine = host.engine();
     let listed = outcome.stdout_text().lines().any(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        matches!(words[..], ["stopped", _, "running", by, "512", _, _] if by == engine)
+        matches!(words[..], ["stopped", _, "running", by, "512", _, _, _] if by == engine)
     });
     ensure!(listed, "`covisor ps` does not list the machine: {}", told(&outcome));
     Ok(())

@@ -41,7 +41,7 @@ const FEWER_WORKING_KILLS: u32 = 3;
 /// How many are killed on two CPUs, from the one on which the guest does not run.
 const fn two_cpu_kills(kind: RigKind) -> u32 {
     match kind {
-        RigKind::Qemu => 12,
+        RigKind::Qemu | RigKind::Plain => 12,
         RigKind::Bochs => 4,
     }
 }
@@ -143,7 +143,8 @@ fn killed_at(host: &mut Host, moment: Moment) -> Checked<u64> {
     };
     let (seconds, rest) = (milliseconds / 1000, milliseconds % 1000);
     let script = format!(
-        "now() {{ cut -d' ' -f1 /proc/uptime | tr -d .; }}
+        "# In its first second the host's uptime begins with zeroes, which would make it octal.
+        now() {{ cut -d' ' -f1 /proc/uptime | tr -d . | sed 's/^0*//'; }}
         : >/tmp/out; start=$(now)
         ./covisor {MINI} --mem {GUEST_MIB} --disk /tmp/disk --exec {} </dev/null >/tmp/out 2>/tmp/errors & pid=$!
         {wait}
@@ -166,20 +167,20 @@ fn killed_at(host: &mut Host, moment: Moment) -> Checked<u64> {
 }
 
 /// The variable that sets the random moments.
-const SEED: &str = "COVISOR_TEST_SEED";
+pub(crate) const SEED: &str = "COVISOR_TEST_SEED";
 
 /// What the random moments come from: another number in each run.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let given = std::env::var(SEED).ok().and_then(|text| text.parse().ok());
     given.unwrap_or_else(|| RandomState::new().hash_one(0))
 }
 
 /// SplitMix64: random enough to pick moments.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     /// The next number below `limit`, or 0.
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -30,7 +30,7 @@ const TIMEOUT: Duration = Duration::from_secs(1800);
 /// flaws of QEMU's.
 fn prelude(kind: RigKind) -> String {
     let (kvm, cpu) = match kind {
-        RigKind::Qemu => ("kvm_amd", "tcg"),
+        RigKind::Qemu | RigKind::Plain => ("kvm_amd", "tcg"),
         RigKind::Bochs => ("kvm_intel", "bochs"),
     };
     let (engine, disk) = (kind.engine(), kind.first_disk());
@@ -55,19 +55,23 @@ else
 fi
 # An extension that was not given back looks as if another hypervisor had it.
 for cpu in $(seq 0 $(($(nproc) - 1))); do
-    taskset -c "$cpu" ./covisor doctor | grep "another hypervisor holds" | sed "s/^/on CPU $cpu: /"
+    taskset -c "$cpu" ./covisor doctor --json | grep -o "another hypervisor holds[^\"]*" | sed "s/^/on CPU $cpu: /"
 done
 dmesg -c -r | sed 's/^/kernel: /'
 rm -rf /tmp/*
 "#;
 
 /// Warnings of the host's kernel that tell of a slow test machine, or of what a scenario gives it to refuse.
-const HARMLESS: [&str; 5] = [
+const HARMLESS: [&str; 7] = [
     "hrtimer: interrupt took",
     "clocksource:",
     "sched: RT throttling activated",
     "perf: interrupt took too long",
     "Invalid ELF header",
+    // KVM's, where its module is loaded before the kernel knows the counter's rate exactly.
+    "user requested TSC rate below hardware speed",
+    // The disk with bad sectors.
+    "dev nullb0,",
 ];
 
 /// A running host, with the driver loaded.
@@ -77,8 +81,8 @@ pub(crate) struct Host {
     kind: RigKind,
 }
 
-/// A rig with covisor, its driver, the guests `mini` and `probe`, and
-/// `host-watch`, all in [`FOLDER`].
+/// A rig with covisor, its driver, the guests `mini` and `probe`, and the programs `host-watch`, `net-work` and `conformance`, all
+/// in [`FOLDER`].
 pub(crate) fn rig(env: &Env, kind: RigKind) -> Result<Rig> {
     let kernel = images::default_kernel(env)?;
     let mini = images::mini(env, &kernel)?;
@@ -87,6 +91,8 @@ pub(crate) fn rig(env: &Env, kind: RigKind) -> Result<Rig> {
         .file(mini, in_folder("mini"))
         .file(probe::build_probe(env)?, in_folder("probe"))
         .file(build::static_program(env, "covisor-host-watch", "covisor-host-watch")?, in_folder("host-watch"))
+        .file(build::static_program(env, "covisor-net-work", "covisor-net-work")?, in_folder("net-work"))
+        .file(build::static_program(env, "covisor-conformance", "covisor-conformance")?, in_folder("conformance"))
         .timeout(TIMEOUT))
 }
 
@@ -111,12 +117,7 @@ impl Host {
 
     /// How the line begins by which `doctor` says that this engine can run guests.
     pub(crate) fn doctors_words(&self) -> &'static [&'static str] {
-        match self.kind {
-            RigKind::Qemu => &["ok", "svm", "AMD-V", "with", "nested", "paging", "is", "available"],
-            RigKind::Bochs => {
-                &["ok", "vmx", "Intel", "VT-x", "with", "EPT", "and", "unrestricted", "guest", "is", "available"]
-            }
-        }
+        doctors_words(self.kind)
     }
 
     /// Runs a script in [`FOLDER`].
@@ -163,6 +164,17 @@ fn is_complaint(line: &str) -> bool {
     }
     let number: Option<u32> = message.split_once('>').and_then(|(number, _)| number.parse().ok());
     number.is_none_or(|number| number & 7 <= WARNING)
+}
+
+/// How the line begins by which `doctor` says that the engine of this kind of machine can run guests.
+pub(crate) const fn doctors_words(kind: RigKind) -> &'static [&'static str] {
+    match kind {
+        RigKind::Qemu => &["ok", "svm", "AMD-V", "with", "nested", "paging", "is", "available"],
+        RigKind::Bochs => {
+            &["ok", "vmx", "Intel", "VT-x", "with", "EPT", "and", "unrestricted", "guest", "is", "available"]
+        }
+        RigKind::Plain => &["ok", "coop", "the", "cooperative", "world", "switch", "is", "available,"],
+    }
 }
 
 thread_local! {

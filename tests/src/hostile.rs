@@ -3,18 +3,28 @@
 //! Whatever the guest does, it ends for a reason that is told in words, or it goes on until its time is over; meanwhile a
 //! program on the same CPU of the host gets its turn.
 
-use covisor_probe::hostile::{self, End};
+use covisor_probe::hostile::{self, End, Mode};
 use xtask::rig::Outcome;
 use xtask::scenario::Scenario;
 
-use crate::checked::{Checked, ensure, told};
-use crate::host::{Host, PROBE, on_host};
+use crate::checked::{Checked, Failure, ensure, told};
+use crate::host::{Host, PROBE, on_host, on_own_host};
 
 /// Seconds that a guest has which goes on for ever, in the test machine's time: a second is 10⁹ instructions.
 const SECONDS: f32 = 0.3;
 
+/// What the probe says of an attack that did not fail. What an attack wrote to the console may stand before it.
+const BROKE_THROUGH: &str = "probe: broke through: ";
+
+/// How the line begins by which covisor tells why it ended a guest.
+const ENDED: &str = "covisor: error: the guest was ended: ";
+
+/// What that line has where the reason is an error of covisor's own (`covisor_abi::KillReason`): whatever a guest does, it must not
+/// come to that.
+const ERRORS_OF_COVISOR: [&str; 2] = ["which is an error in covisor", "the driver's page tables"];
+
 /// The exit status of `--timeout`.
-const TIMED_OUT: i32 = 124;
+pub(crate) const TIMED_OUT: i32 = 124;
 
 /// The exit status when the guest was ended or crashed.
 const GUEST_ENDED: i32 = 3;
@@ -29,8 +39,13 @@ macro_rules! attacks {
         /// The scenarios about hostile guests.
         pub(crate) const SCENARIOS: &[Scenario] = &[
             Scenario::new("probe/every-check", |env, kind| on_host(env, kind, every_check)),
+            Scenario::new("probe/interrupts-come-once", |env, kind| {
+                on_own_host(env, kind, |rig| Ok(rig.cpus(2)), interrupts_come_once)
+            }),
             Scenario::new("hostile/ctrl-c-ends-a-loop", |env, kind| on_host(env, kind, ctrl_c_ends_a_loop)),
-            $(Scenario::new(concat!("hostile/", $name), |env, kind| on_host(env, kind, |host| attack(host, $name))),)+
+            $(Scenario::new(concat!("hostile/", $name), |env, kind| {
+                on_host(env, kind, |host| attack(host, hostile::ALL, $name, SECONDS, "").map(drop))
+            }),)+
         ];
     };
 }
@@ -75,12 +90,27 @@ attacks! {
 }
 
 /// The probe with a command line, on the host's first CPU.
-fn probe(append: &str) -> String {
+pub(crate) fn probe(append: &str) -> String {
     format!("taskset 1 ./covisor {PROBE} --append \"cpu=$CPU {append}\" </dev/null")
 }
 
+/// An interrupt comes once also where the machine's other CPU has work of its own: an emulator that runs both by turns leaves the
+/// guest's at any instruction then.
+fn interrupts_come_once(host: &mut Host) -> Checked {
+    const ROUNDS: usize = 20;
+    let outcome = host.sh(&format!(
+        "taskset 2 ./host-watch stress 1 >/dev/null & busy=$!
+        for round in $(seq {ROUNDS}); do {} || {{ status=$?; kill $busy; exit $status; }}; done
+        kill $busy; wait $busy",
+        probe("test=timer-once")
+    ))?;
+    let right = outcome.stdout_text().matches("timer-once: success").count();
+    ensure!(outcome.status == 0 && right == ROUNDS, "{}", told(&outcome));
+    Ok(())
+}
+
 /// Every check of the probe: the CPU that the guest sees is the one in the manual.
-fn every_check(host: &mut Host) -> Checked {
+pub(crate) fn every_check(host: &mut Host) -> Checked {
     let outcome = host.sh(&probe("test=all"))?;
     let text = outcome.stdout_text();
     let wrong: Vec<&str> = text.lines().filter(|line| line.contains(": failure") || line.contains(": error")).collect();
@@ -94,20 +124,20 @@ fn every_check(host: &mut Host) -> Checked {
     Ok(())
 }
 
-/// Lets the probe attack while a program on the same CPU sleeps for 10 ms again and again.
-fn attack(host: &mut Host, name: &str) -> Checked {
-    let Some(mode) = hostile::find(name) else {
-        ensure!(false, "the probe has no mode {name}");
-        return Ok(());
-    };
+/// Lets the probe attack while a program on the same CPU sleeps for 10 ms again and again. A guest that goes on for ever does so for
+/// so many seconds. `options` are covisor's.
+pub(crate) fn attack(host: &mut Host, modes: &[Mode], name: &str, seconds: f32, options: &str) -> Checked<Outcome> {
+    let mode = modes.iter().find(|mode| mode.name == name);
+    let mode = mode.ok_or_else(|| Failure::Seen(format!("the probe has no mode {name}")))?;
     let script = format!(
         "taskset 1 ./host-watch ticks 10000 >/tmp/ticks & ticks=$!\n\
-         {} --timeout {SECONDS}\n\
+         {} --timeout {seconds} {options}\n\
          status=$?; kill $ticks; wait $ticks; cat /tmp/ticks >&2; exit $status",
         probe(&format!("test={name}"))
     );
     let outcome = host.sh(&script)?;
-    check_end(mode.end, name, &outcome)
+    check_end(mode.end, name, &outcome)?;
+    Ok(outcome)
 }
 
 /// Checks how the guest ended, and that the program beside it had its turns.
@@ -115,17 +145,20 @@ fn check_end(end: End, name: &str, outcome: &Outcome) -> Checked {
     let stderr = outcome.stderr_text();
     let went_ahead = outcome.stdout_text().contains(&format!("probe: {name}: goes ahead"));
     ensure!(went_ahead, "the guest did not begin: {}", told(outcome));
-    let ended = outcome.status == GUEST_ENDED && has_reason(&stderr);
+    let ended = has_ended(outcome);
     let timed_out = outcome.status == TIMED_OUT && stderr.contains("covisor: error: the time of --timeout is over");
     let came_back = outcome.status == 0 && outcome.stdout_text().contains(&format!("probe: {name}: came back"));
     // A guest that does things at random may end itself, or switch itself off.
-    let by_chance = name.starts_with("random-") && (ended || outcome.status == 0);
+    let by_chance = name.starts_with("random") && (ended || outcome.status == 0);
+    // Where QEMU's CPU raises #DB within #DB, a guest on engine `coop` cannot go on.
+    let by_the_cpu = ended && stderr.contains("the CPU raised a debug exception within another one");
     let as_it_should = match end {
         End::Ends => ended,
-        End::GoesOn => timed_out || by_chance,
+        End::GoesOn => timed_out || by_chance || by_the_cpu,
         End::ComesBack => came_back,
     };
     ensure!(as_it_should, "the guest should have come to {end:?}: {}", told(outcome));
+    ensure!(!has_broken_through(outcome), "the guest got what it must not have: {}", told(outcome));
     let late = late_by(&stderr);
     ensure!(
         late.is_some_and(|late| late <= LONGEST_SLEEP_US),
@@ -133,6 +166,18 @@ fn check_end(end: End, name: &str, outcome: &Outcome) -> Checked {
         told(outcome)
     );
     Ok(())
+}
+
+/// Whether the guest was ended, and why was told.
+pub(crate) fn has_ended(outcome: &Outcome) -> bool {
+    outcome.status == GUEST_ENDED && has_reason(&outcome.stderr_text())
+}
+
+/// Whether the guest got what it must not have: the probe says so, or an error of covisor's ended the guest.
+pub(crate) fn has_broken_through(outcome: &Outcome) -> bool {
+    let says_so = outcome.stdout_text().contains(BROKE_THROUGH);
+    let is_error = |reason: &str| ERRORS_OF_COVISOR.iter().any(|words| reason.contains(words));
+    says_so || outcome.stderr_text().lines().filter_map(|line| line.strip_prefix(ENDED)).any(is_error)
 }
 
 /// Whether covisor told in a sentence why the guest ended: no bare number, no debug output.
@@ -150,7 +195,7 @@ pub(crate) fn late_by(text: &str) -> Option<u32> {
 }
 
 /// Ctrl-C ends a guest that never gives the CPU up.
-fn ctrl_c_ends_a_loop(host: &mut Host) -> Checked {
+pub(crate) fn ctrl_c_ends_a_loop(host: &mut Host) -> Checked {
     let script = format!("{} & sleep 1; kill -INT $(pidof covisor); wait $!", probe("test=cli-loop"));
     let outcome = host.sh(&script)?;
     let told_so = outcome.stderr_text().contains("covisor: error: the machine was ended by a signal");
@@ -160,6 +205,8 @@ fn ctrl_c_ends_a_loop(host: &mut Host) -> Checked {
 
 #[cfg(test)]
 mod tests {
+    use covisor_abi::KillReason;
+
     use super::*;
 
     #[test]
@@ -167,6 +214,29 @@ mod tests {
         for mode in hostile::ALL {
             let name = format!("hostile/{}", mode.name);
             assert!(SCENARIOS.iter().any(|scenario| scenario.name == name), "{name}");
+        }
+    }
+
+    #[test]
+    fn covisors_own_errors_are_not_just_the_guests_end() {
+        let ended = |reason: KillReason| Outcome {
+            status: GUEST_ENDED,
+            stdout: b"probe: random: goes ahead\n".to_vec(),
+            stderr: format!(
+                "covisor: engine coop: x\n{ENDED}{} (its instruction pointer is 0x20)\n",
+                reason.with_detail(4)
+            )
+            .into_bytes(),
+            host_log: String::new(),
+        };
+        for reason in [KillReason::ForeignPage, KillReason::MonitorFault, KillReason::NestedTables] {
+            assert!(has_ended(&ended(reason)) && has_broken_through(&ended(reason)), "{reason:?}");
+        }
+        for reason in [KillReason::GuestCrashed, KillReason::BadKernelStack, KillReason::PageTableOutsideRam] {
+            assert!(has_ended(&ended(reason)) && !has_broken_through(&ended(reason)), "{reason:?}");
+        }
+        for text in ["probe: broke through: x\n", "probe: x: goes ahead\n\0\0probe: broke through: x\n"] {
+            assert!(has_broken_through(&Outcome { stdout: text.into(), ..ended(KillReason::GuestCrashed) }), "{text}");
         }
     }
 

@@ -1,25 +1,31 @@
-//! Running machines: the list of them, ending them, and the driver beneath them; and the host's registers beside them.
+//! Running machines: the list of them, ending them, and the driver beneath them.
 
+use covisor_guest_images::command::Cmd;
+use xtask::Env;
+use xtask::rig::{Disk, RigKind};
 use xtask::scenario::Scenario;
 
-use crate::checked::{Checked, ensure, told};
-use crate::host::{Host, MINI, PROBE, on_host, on_own_host};
+use crate::checked::{Checked, ensure, told, verdict};
+use crate::host::{Host, MINI, PROBE, on_host, rig};
 
 /// The scenarios about running machines.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario::new("lifecycle/driver-in-use-stays", |env, kind| on_host(env, kind, driver_in_use_stays)),
     Scenario::new("lifecycle/ps-and-stop", |env, kind| on_host(env, kind, ps_and_stop)),
+    Scenario::new("lifecycle/a-signal-powers-off", |env, kind| on_host(env, kind, a_signal_powers_off)),
+    Scenario::new("lifecycle/a-guest-that-stays-is-ended", |env, kind| on_host(env, kind, a_guest_that_stays_is_ended))
+        .on_demand(),
+    Scenario::new("lifecycle/clock-follows-the-host", |env, kind| on_host(env, kind, clock_follows_the_host)),
+    Scenario::new("lifecycle/console-and-logs", |env, kind| on_host(env, kind, console_and_logs)),
+    Scenario::new("lifecycle/exec-in-a-running-guest", |env, kind| on_host(env, kind, exec_in_a_running_guest)),
+    Scenario::new("lifecycle/guests-with-names", |env, kind| on_host(env, kind, guests_with_names)),
     Scenario::new("lifecycle/name-is-taken", |env, kind| on_host(env, kind, name_is_taken)),
     Scenario::new("lifecycle/two-machines-at-once", |env, kind| on_host(env, kind, two_machines_at_once)),
-    Scenario::new("host-state/registers-stay", |env, kind| on_own_host(env, kind, Ok, registers_stay)),
-    Scenario::new("host-state/registers-stay-on-two-cpus", |env, kind| {
-        on_own_host(env, kind, |rig| Ok(rig.cpus(2)), registers_stay)
-    }),
-    Scenario::new("host-state/nmis-reach-the-host", |env, kind| {
-        on_own_host(env, kind, |rig| Ok(rig.cpus(2)), nmis_reach_the_host)
-    }),
-    Scenario::new("host-state/msrs-stay", |env, kind| on_host(env, kind, msrs_stay)),
 ];
+
+/// What asks the loader alone, whatever the engine.
+pub(crate) const ON_ONE_ENGINE: &[Scenario] =
+    &[Scenario::new("lifecycle/host-goes-down", |env, kind| verdict(host_goes_down(env, kind))).on_demand()];
 
 /// A machine in the background that goes on until it is ended; the script goes on when it runs. Its process is `$pid`.
 fn endless(name: &str) -> String {
@@ -64,7 +70,7 @@ fn ps_and_stop(host: &mut Host) -> Checked {
     let listed = |state: &str| {
         text.lines().any(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
-            matches!(words[..], ["one", _, is, by, "64", _, _] if is == state && by == engine)
+            matches!(words[..], ["one", _, is, by, "64", _, _, _] if is == state && by == engine)
         })
     };
     ensure!(
@@ -75,6 +81,185 @@ fn ps_and_stop(host: &mut Host) -> Checked {
             && listed("stopping")
             && text.contains("forced stop's status 0\nits status 130\n1\n")
             && errors.contains("covisor: error: the machine was ended by `covisor stop`"),
+        "{}",
+        told(&outcome)
+    );
+    Ok(())
+}
+
+/// A guest in the background whose agent answers. Its process is `$pid`, and what it says is in `/tmp/errors`.
+fn started(options: &str) -> String {
+    format!(
+        "./covisor {MINI} --name one {options} </dev/null >/tmp/one 2>/tmp/errors & pid=$!
+        until ./covisor exec one true 2>/dev/null; do kill -0 $pid || exit; sleep 0.1; done\n"
+    )
+}
+
+/// Waits for its end.
+const ENDED: &str = "wait $pid; echo \"status $?\"; cat /tmp/errors >&2\n";
+
+/// Keeps it from acting on the power button.
+const STAYS: &str = "./covisor exec one 'rm /etc/acpi/PWRF/*'\n";
+
+/// A signal has the guest power off. One that cannot hear is ended at once.
+fn a_signal_powers_off(host: &mut Host) -> Checked {
+    let outcome = host.sh(&format!(
+        "{}kill $pid\n{ENDED}{}kill $pid; wait $pid; echo \"status $?\"",
+        started(""),
+        endless("deaf")
+    ))?;
+    ensure!(
+        outcome.stdout == b"status 0\nstatus 130\n"
+            && outcome.stderr_text().contains("covisor: asked the guest to power off; a second signal"),
+        "{}",
+        told(&outcome)
+    );
+    Ok(())
+}
+
+/// Where the guest does not power off, the time ends it, or a second signal.
+fn a_guest_that_stays_is_ended(host: &mut Host) -> Checked {
+    let outcome = host.sh(&format!(
+        "{}{STAYS}kill -HUP $pid; kill -HUP $pid; begin=$(cut -d. -f1 /proc/uptime)
+        {ENDED}[ $(($(cut -d. -f1 /proc/uptime) - begin)) -ge 2 ] && echo patient
+        {}{STAYS}kill $pid; until grep -q asked /tmp/errors; do sleep 0.1; done; kill -INT $pid\n{ENDED}",
+        started("--stop-timeout 3"),
+        started("")
+    ))?;
+    let errors = outcome.stderr_text();
+    ensure!(
+        outcome.stdout == b"status 130\npatient\nstatus 130\n"
+            && errors.contains("covisor: error: the guest did not power off within 3 s, and was ended")
+            && errors.contains("covisor: error: the machine was ended by a signal\n"),
+        "{}",
+        told(&outcome)
+    );
+    Ok(())
+}
+
+/// The guest's clock is the host's at the start, and follows when that is set, forward and back.
+fn clock_follows_the_host(host: &mut Host) -> Checked {
+    let outcome = host.sh(&format!(
+        "./covisor {MINI} --name one </dev/null >/tmp/one 2>/tmp/one.errors & pid=$!
+        until ./covisor exec one true 2>/dev/null; do kill -0 $pid || exit; sleep 0.1; done
+        is_near() {{ by=$(($(./covisor exec one date +%s) - $(date +%s))); [ ${{by#-}} -le 2 ]; }}
+        comes_near() {{ for i in $(seq 50); do is_near && echo $1 && return; sleep 0.1; done; echo \"$1: by $by s\"; }}
+        step() {{ date -s @$(($(date +%s) + $1)) >/dev/null; }}
+        is_near && echo start; step 3600; comes_near forward; step -7200; comes_near back; step 3600; comes_near again
+        kill $pid; wait $pid; cat /tmp/one.errors >&2"
+    ))?;
+    ensure!(
+        outcome.stdout == b"start\nforward\nback\nagain\n" && !outcome.stderr_text().contains("warning"),
+        "{}",
+        told(&outcome)
+    );
+    Ok(())
+}
+
+/// A guest's console, left alone by who started it: several look at it, one types; the last of them sees the end.
+fn console_and_logs(host: &mut Host) -> Checked {
+    let outcome = host.sh(&format!(
+        "./covisor {MINI} --name one </dev/null >/tmp/one 2>/tmp/one.errors & pid=$!
+        until grep -qs '# ' /tmp/one; do kill -0 $pid || exit; sleep 0.1; done
+        ./covisor logs one --follow >/tmp/followed & follower=$!
+        echo 'echo first $((40 + 2))' | ./covisor console one --lines 0
+        head -c 20000 /dev/zero | tr '\\0' x >/tmp/long
+        (printf 'cat >/dev/null <<EOF\n'; fold -w 100 /tmp/long; printf '\nEOF\necho second $?\n') | ./covisor console one --lines 0 \
+            | grep -c '^second 0'
+        ./covisor logs one --lines 3 | grep -c 'second 0'
+        ./covisor console nobody </dev/null; echo \"status $?\"
+        echo 'poweroff -f' | ./covisor console one --lines 0 >/dev/null; echo \"status $?\"
+        wait $follower; echo \"status $?\"; wait $pid; echo \"status $?\"
+        grep -c '^first 42' /tmp/followed; cmp /tmp/one /tmp/followed && echo the same"
+    ))?;
+    let (text, errors) = (outcome.stdout_text(), outcome.stderr_text());
+    ensure!(
+        text.contains("first 42")
+            && text.ends_with("1\n1\nstatus 1\nstatus 0\nstatus 0\nstatus 0\n1\nthe same\n")
+            && errors.contains("no machine nobody runs")
+            && outcome.status == 0,
+        "{}",
+        told(&outcome)
+    );
+    Ok(())
+}
+
+/// Commands in a guest that runs, one after another: streams, status, words, a second at once, an end by Ctrl-C, a guest that leaves.
+fn exec_in_a_running_guest(host: &mut Host) -> Checked {
+    let outcome = host.sh(&format!(
+        "./covisor {MINI} --name one </dev/null >/tmp/one 2>/tmp/one.errors & pid=$!
+        until ./covisor ps | grep -q ^one; do kill -0 $pid || exit; sleep 0.1; done
+        ./covisor exec one 'echo out; echo err >&2; exit 7' 2>/tmp/err; echo \"status $?\"; cat /tmp/err
+        ./covisor exec one -- printf '%s|' 'a  b' '$HOME' \"it's\"; echo
+        head -c 400000 /dev/urandom >/tmp/bytes
+        ./covisor exec one -- cat </tmp/bytes | cmp - /tmp/bytes && echo the same
+        chmod 751 /tmp/bytes; ./covisor cp /tmp/bytes one:/root/; ./covisor exec one 'stat -c \"%s %a\" /root/bytes; chmod 640 /root/bytes'
+        ./covisor cp one:/root/bytes /tmp/back && cmp /tmp/back /tmp/bytes && stat -c %a /tmp/back
+        ./covisor cp one:/nothing /tmp/back 2>/dev/null; echo \"status $?\"; ls /tmp | grep -c part
+        ./covisor exec one 'echo begun; exec sleep 1000' >/tmp/begun & sleeper=$!
+        until grep -qs begun /tmp/begun; do sleep 0.1; done
+        ./covisor exec one true 2>/tmp/err; echo \"status $?\"; grep -c 'another command' /tmp/err
+        kill -INT $sleeper; wait $sleeper; echo \"status $?\"
+        ./covisor exec one 'ps | grep -c [s]leep'
+        ./covisor exec one 'yes | head -c 3000000' | wc -c
+        ./covisor exec one 'poweroff -f; sleep 100' 2>/tmp/err; echo \"status $?\"; cat /tmp/err
+        wait $pid; echo \"status $?\""
+    ))?;
+    let expected = "out\nstatus 7\nerr\na  b|$HOME|it's|\nthe same\n400000 751\n640\nstatus 3\n0\nstatus 3\n1\nstatus 137\n0\n3000000\nstatus 3\n\
+                    covisor: error: the machine ended before the command did\nstatus 0\n";
+    ensure!(outcome.stdout_text() == expected && outcome.status == 0, "{}", told(&outcome));
+    Ok(())
+}
+
+/// A guest that is made, started, asked, stopped, started, killed, started and removed: its own disk has what it wrote, and nothing is left.
+fn guests_with_names(host: &mut Host) -> Checked {
+    let outcome = host.sh(&format!(
+        "state() {{ ./covisor list | awk '/^web/ {{ print $2 }}'; }}
+        truncate -s 8M /tmp/base.img
+        ./covisor create web --from /tmp/base.img {arguments} || exit; state
+        ./covisor start web || exit; state
+        ./covisor exec web 'echo kept >/dev/vda && sync && echo written'
+        ./covisor start web 2>/dev/null; echo \"again $?\"; ./covisor remove web 2>/dev/null; echo \"remove $?\"
+        ./covisor exec web 'poweroff -f; sleep 100' 2>/dev/null; until [ \"$(state)\" = stopped ]; do sleep 0.1; done; state
+        ./covisor start web && ./covisor exec web 'head -c 4 /dev/vda'
+        kill -9 $(./covisor ps --json | sed -n 's/.*\"name\":\"web\",\"pid\":\\([0-9]*\\).*/\\1/p')
+        until [ \"$(state)\" = crashed ]; do sleep 0.1; done; state
+        told() {{ grep -c '^covisor: web was ended when its process [0-9]* was killed; it had run since 20'; }}
+        ./covisor list 2>&1 | told; ./covisor start web 2>&1 | told; ./covisor exec web 'head -c 4 /dev/vda'
+        ./covisor stop web --force; ./covisor remove web; echo \"remove $?\"
+        ./covisor list | wc -l; ls /var/lib/covisor/guests | wc -l; rm /tmp/base.img",
+        arguments = &MINI["run ".len()..]
+    ))?;
+    let expected = "stopped\nrunning\nwritten\nagain 1\nremove 1\nstopped\nkeptcrashed\n1\n1\nkeptremove 0\n1\n0\n";
+    ensure!(outcome.stdout_text() == expected && outcome.status == 0, "{}", told(&outcome));
+    Ok(())
+}
+
+/// A host goes down while a guest runs that is kept. When it is up again, that is said, and the guest starts.
+fn host_goes_down(env: &Env, kind: RigKind) -> Checked {
+    let path = env.out.join("images").join("kept-guests.img");
+    Cmd::new("truncate").args(["-s", "64M"]).arg(&path).output().map_err(xtask::Error::from)?;
+    let start = || {
+        let rig = rig(env, kind)?.count_instructions(true).add_disk(Disk { path: path.clone(), keep: true });
+        Host::start(rig, kind)
+    };
+    let mut host = start()?;
+    // The disk gets what lasts as it is while the guest runs.
+    host.output(&format!(
+        "./covisor create web {arguments} && ./covisor start web && ./covisor exec web true && tar c -C / var/lib/covisor >$DISK && sync",
+        arguments = &MINI["run ".len()..]
+    ))?;
+    drop(host);
+    let outcome = start()?.sh(
+        "tar x -C / <$DISK; ./covisor list; ./covisor start web && ./covisor exec web 'echo up' && ./covisor list >/dev/null
+        ./covisor stop web && ./covisor remove web",
+    )?;
+    let (text, errors) = (outcome.stdout_text(), outcome.stderr_text());
+    ensure!(
+        outcome.status == 0
+            && text.lines().any(|line| line.starts_with("web ") && line.contains(" crashed "))
+            && text.ends_with("up\n")
+            && errors.matches("covisor: web was ended when the host restarted, which was up again at 20").count() == 2,
         "{}",
         told(&outcome)
     );
@@ -109,60 +294,6 @@ fn two_machines_at_once(host: &mut Host) -> Checked {
     let lines: Vec<&str> = text.lines().collect();
     ensure!(
         matches!(lines[..], [messages, sum, "1", "its status 130"] if messages != "0" && sum == alone.trim_end()),
-        "{}",
-        told(&outcome)
-    );
-    Ok(())
-}
-
-/// A program's vector, control, segment and debug registers, while Linux boots and the probe does its worst on its CPU.
-fn registers_stay(host: &mut Host) -> Checked {
-    let outcome = host.sh(&format!(
-        "taskset 1 ./host-watch registers >/tmp/registers & watch=$!
-        taskset 1 ./covisor {MINI} --exec 'sha256sum /bin/busybox; dmesg | tail -n 1' </dev/null >/dev/null || exit
-        for test in all clock-anywhere random-cr random-msr random-user-code; do
-            taskset 1 ./covisor {PROBE} --append \"cpu=$CPU test=$test\" --timeout 3 </dev/null >/dev/null 2>&1
-        done
-        kill $watch; wait $watch; status=$?; cat /tmp/registers; exit $status"
-    ))?;
-    let text = outcome.stdout_text();
-    let rounds: Option<u32> =
-        text.strip_prefix("registers: ").and_then(|rest| rest.strip_suffix(" rounds, 0 changes\n")?.parse().ok());
-    ensure!(outcome.status == 0 && rounds.is_some_and(|rounds| rounds > 20), "{}", told(&outcome));
-    Ok(())
-}
-
-/// NMIs of the host that come while a guest has the CPU, sent by the other one for backtraces.
-fn nmis_reach_the_host(host: &mut Host) -> Checked {
-    let outcome = host.sh(&format!(
-        "echo 1 >/proc/sys/kernel/sysrq; dmesg -n 1
-        taskset 2 ./covisor {PROBE} --append test=exit-flood </dev/null >/tmp/out 2>&1 & pid=$!
-        until grep -q 'goes ahead' /tmp/out; do kill -0 $pid || exit; sleep 0.02; done
-        for i in 1 2 3 4 5; do taskset 1 sh -c 'echo l >/proc/sysrq-trigger'; sleep 0.02; done
-        kill $pid; wait $pid; echo \"its status $?\"; dmesg -c | grep -c 'NMI backtrace for cpu 1'"
-    ))?;
-    ensure!(outcome.stdout == b"its status 130\n5\n", "{}", told(&outcome));
-    Ok(())
-}
-
-/// The host kernel's own registers, read before, while a machine runs, and afterwards.
-fn msrs_stay(host: &mut Host) -> Checked {
-    // STAR, LSTAR, CSTAR, SFMASK, TSC_AUX, SYSENTER_CS, _ESP and _EIP, PAT, DEBUGCTL.
-    let read = "for msr in c0000081 c0000082 c0000083 c0000084 c0000103 174 175 176 277 1d9; do
-            echo $msr $(dd if=/dev/cpu/0/msr bs=8 count=1 iflag=skip_bytes skip=$((0x$msr)) 2>/dev/null | xxd -p)
-        done; echo";
-    let outcome = host.sh(&format!(
-        "read_all() {{ {read}
-        }}
-        read_all
-        taskset 1 ./covisor {MINI} --exec 'echo ready; while :; do :; done' </dev/null >/tmp/out 2>/dev/null & pid=$!
-        until grep -q ready /tmp/out; do kill -0 $pid || exit; sleep 0.1; done
-        read_all; kill $pid; wait $pid; read_all"
-    ))?;
-    let text = outcome.stdout_text();
-    let readings: Vec<&str> = text.split("\n\n").map(str::trim).filter(|reading| !reading.is_empty()).collect();
-    ensure!(
-        matches!(readings[..], [before, during, after] if before.lines().count() == 10 && before == during && before == after),
         "{}",
         told(&outcome)
     );

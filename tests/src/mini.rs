@@ -10,6 +10,7 @@ use crate::host::{Host, MINI, on_host};
 /// The scenarios about the small Linux guest.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario::new("mini/exec-gives-output-and-status", |env, kind| on_host(env, kind, exec_gives_output_and_status)),
+    Scenario::new("mini/kernel-finds-no-fault", |env, kind| on_host(env, kind, kernel_finds_no_fault)),
     Scenario::new("mini/exec-is-binary-clean", |env, kind| on_host(env, kind, exec_is_binary_clean)),
     Scenario::new("mini/exec-gives-a-signal-as-status", |env, kind| on_host(env, kind, exec_gives_a_signal_as_status)),
     Scenario::new("mini/exec-tells-of-a-guest-that-leaves", |env, kind| {
@@ -25,6 +26,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 
 /// The exit status of `--timeout`.
 const TIMED_OUT: i32 = 124;
+/// Lines that a kernel's log has at least.
+const FEWEST_LINES: u32 = 100;
 /// The exit status when the guest leaves.
 const GUEST_LEFT: i32 = 3;
 
@@ -47,6 +50,18 @@ fn exec_gives_output_and_status(host: &mut Host) -> Checked {
     );
     let outcome = host.covisor(&exec("cat /proc/sys/kernel/hostname"))?;
     ensure!(outcome.status == 0 && outcome.stdout == b"mini\n", "{}", told(&outcome));
+    Ok(())
+}
+
+/// The guest's kernel checks what it finds of its CPU and platform against each other, and says when something does not fit.
+fn kernel_finds_no_fault(host: &mut Host) -> Checked {
+    let outcome = host.covisor(&exec(
+        "dmesg | grep -E 'WARNING: CPU|consistency|Call Trace|BUG:|Firmware (Bug|Warn)'; dmesg | wc -l",
+    ))?;
+    let text = outcome.stdout_text();
+    let lines: Vec<&str> = text.lines().collect();
+    let is_whole = |count: &str| count.trim().parse().is_ok_and(|count: u32| count > FEWEST_LINES);
+    ensure!(outcome.status == 0 && matches!(lines[..], [count] if is_whole(count)), "{}", told(&outcome));
     Ok(())
 }
 

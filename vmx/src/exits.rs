@@ -1,5 +1,6 @@
 //! From exit reasons to core's exits.
 
+use covisor_abi::EntryCheck;
 use covisor_abi::KillReason;
 use covisor_core::delivery::Event;
 use covisor_core::engine::Vcpu;
@@ -8,6 +9,7 @@ use covisor_core::exit::Exception;
 use covisor_core::exit::Exit;
 use covisor_core::exit::MemoryAccess;
 use covisor_core::exit::PortAccess;
+use covisor_core::registers::SegmentName;
 
 use crate::VmxVcpu;
 use crate::entry_check;
@@ -15,6 +17,7 @@ use crate::exit_reason as reason;
 use crate::field::Field;
 use crate::instructions::vmread;
 use crate::registers::Register;
+use crate::segment;
 use crate::vcpu::DR6_TRAPS;
 use crate::vcpu::DR7_GENERAL_DETECT;
 use crate::vcpu::INTERRUPTIBILITY_NMI;
@@ -202,6 +205,9 @@ fn entry_failed(vcpu: &mut VmxVcpu, why: u64) -> Exit {
     match why & reason::BASIC {
         reason::INVALID_GUEST_STATE => {
             let check = entry_check::violated(vcpu);
+            if check == EntryCheck::CsPrivilege && restore_stack_level(vcpu) {
+                return Exit::HostInterrupt;
+            }
             Exit::Kill(KillReason::EntryRefused, u64::from(check as u32))
         }
         reason::MACHINE_CHECK_AT_ENTRY => {
@@ -209,6 +215,20 @@ fn entry_failed(vcpu: &mut VmxVcpu, why: u64) -> Exit {
             Exit::Kill(KillReason::MachineCheck, 0)
         }
         _ => Exit::Kill(KillReason::UnknownExit, why),
+    }
+}
+
+/// Gives an SS that cannot be used the privilege level that the CPU runs at, which is that of its code. Bochs' CPU (3.0) forgets it
+/// when a return to ring 1 or 2 loads a null selector; others have it there always (SDM vol. 3, 25.4.1). Says whether it was wrong.
+fn restore_stack_level(vcpu: &mut VmxVcpu) -> bool {
+    let rights = |name| Register::access_rights(name);
+    let (code, stack) = (vcpu.registers.get(rights(SegmentName::Cs)), vcpu.registers.get(rights(SegmentName::Ss)));
+    match segment::with_level_of(stack, code) {
+        Some(mended) => {
+            vcpu.registers.set(rights(SegmentName::Ss), mended);
+            true
+        }
+        None => false,
     }
 }
 

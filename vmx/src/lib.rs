@@ -10,7 +10,6 @@
 //! | `entry_check.rs` | why it was not entered |
 //! | `ept.rs` | extended page tables |
 //! | `cpu.rs`, `host_state.rs`, `syscall.rs` | one physical CPU: on, off, the host's state |
-//! | `mitigation.rs` | what a guest must not find in the CPU's buffers |
 //! | `registers.rs`, `segment.rs`, `vcpu.rs` | one vCPU's registers |
 //! | `switch.rs` | the way in and out |
 #![cfg_attr(not(test), no_std)]
@@ -26,7 +25,6 @@ mod exits;
 mod field;
 mod host_state;
 mod instructions;
-mod mitigation;
 mod registers;
 mod segment;
 mod switch;
@@ -38,8 +36,11 @@ use covisor_abi::EngineKind;
 use covisor_abi::EngineStatus;
 use covisor_core::engine::Engine;
 use covisor_core::engine::ExitHandler;
+use covisor_core::engine::VcpuConfig;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
+use covisor_core::host::Stay;
+use covisor_core::mitigation;
 use covisor_core::nested::NestedTables;
 use covisor_core::xstate::ExtendedState;
 
@@ -62,12 +63,26 @@ pub struct Vmx {
 /// One VM: its extended page tables.
 #[derive(Debug)]
 pub struct Vm {
-    tables: NestedTables<Ept>,
+    /// Physical address of the root.
+    root: u64,
+    /// Nobody ever waits for them, for core has one thread at a time change them.
+    tables: spin::Mutex<NestedTables<Ept>>,
+}
+
+impl Vmx {
+    fn map<H: Host>(&self, tables: &mut NestedTables<Ept>, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
+        if self.large_pages {
+            return tables.map::<H>(gpa, phys, order);
+        }
+        let page = |number| number * covisor_abi::PAGE_SIZE;
+        (0..1_u64 << order).try_for_each(|number| tables.map::<H>(gpa + page(number), phys + page(number), 0))
+    }
 }
 
 impl Engine for Vmx {
     const KIND: EngineKind = EngineKind::Vmx;
-    const CUTS_TASK_SEGMENT: bool = true;
+    const RAM_ON_DEMAND: bool = true;
+    const STAY: Stay = Stay { takes_interrupts: false, cuts_task_segment: true };
     type Cpu = Cpu;
     type Vm = Vm;
     type Vcpu = VmxVcpu;
@@ -111,23 +126,28 @@ impl Engine for Vmx {
     }
 
     fn vm_new<H: Host>(&self) -> Result<Vm, OutOfMemory> {
-        Ok(Vm { tables: NestedTables::new::<H>(Ept, ept::LEVELS)? })
+        let tables = NestedTables::new::<H>(Ept, ept::LEVELS)?;
+        Ok(Vm { root: tables.root(), tables: spin::Mutex::new(tables) })
     }
 
     fn vm_drop<H: Host>(&self, vm: Vm) {
-        vm.tables.free::<H>();
+        vm.tables.into_inner().free::<H>();
     }
 
     fn vm_map<H: Host>(&self, vm: &mut Vm, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
-        if self.large_pages {
-            return vm.tables.map::<H>(gpa, phys, order);
-        }
-        let page = |number| number * covisor_abi::PAGE_SIZE;
-        (0..1_u64 << order).try_for_each(|number| vm.tables.map::<H>(gpa + page(number), phys + page(number), 0))
+        self.map::<H>(vm.tables.get_mut(), gpa, phys, order)
     }
 
-    fn vcpu_new<H: Host>(&self, vm: &Vm, tsc_offset: u64) -> Result<VmxVcpu, OutOfMemory> {
-        VmxVcpu::new::<H>(&self.capabilities, &self.extended, ept::pointer(vm.tables.root()), tsc_offset)
+    fn vm_map_later<H: Host>(&self, vm: &Vm, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
+        self.map::<H>(&mut vm.tables.lock(), gpa, phys, order)
+    }
+
+    fn vm_unmap(&self, vm: &Vm, gpa: u64) {
+        vm.tables.lock().unmap(gpa);
+    }
+
+    fn vcpu_new<H: Host>(&self, vm: &Vm, config: &VcpuConfig) -> Result<VmxVcpu, OutOfMemory> {
+        VmxVcpu::new::<H>(&self.capabilities, &self.extended, ept::pointer(vm.root), config.tsc_offset)
     }
 
     fn vcpu_drop<H: Host>(&self, vcpu: VmxVcpu) {
@@ -137,6 +157,10 @@ impl Engine for Vmx {
 
     fn home(vcpu: &VmxVcpu) -> Option<usize> {
         vcpu.home
+    }
+
+    fn forget_home(vcpu: &mut VmxVcpu) {
+        vcpu.home = None;
     }
 
     unsafe fn give_up(&self, cpu: &mut Cpu, vcpu: &VmxVcpu) {

@@ -42,9 +42,22 @@ pub(crate) fn privilege(ss_rights: u64) -> u8 {
     ((ss_rights & DPL) >> attributes::DPL_SHIFT).to_le_bytes()[0]
 }
 
+/// SS's access rights with the privilege level of those of CS; nothing where SS can be used, or has it.
+pub(crate) fn with_level_of(ss_rights: u64, cs_rights: u64) -> Option<u64> {
+    let mended = ss_rights & !DPL | cs_rights & DPL;
+    (ss_rights & UNUSABLE != 0 && mended != ss_rights).then_some(mended)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn test_a_null_ss_gets_the_level_of_its_code_and_another_keeps_its_own() {
+        assert_eq!(with_level_of(UNUSABLE, 0xa0bb), Some(UNUSABLE | 0x20));
+        assert_eq!(with_level_of(UNUSABLE | 0x20, 0xa0bb), None);
+        assert_eq!(with_level_of(0xc093, 0xa0bb), None);
+    }
 
     #[test]
     fn test_attributes_come_back() {

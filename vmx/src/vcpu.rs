@@ -451,6 +451,13 @@ impl Vcpu for VmxVcpu {
         self.flush_translations();
     }
 
+    /// By a new tag, with which comes INVEPT on the CPU that the vCPU enters next ([`crate::cpu::Cpu::tag`]). On others, that have
+    /// translations by these tables still, it has a new tag when it comes there.
+    #[inline]
+    fn forget_memory(&mut self) {
+        self.assigned = Assigned::default();
+    }
+
     #[inline]
     fn cr4(&self) -> u64 {
         self.registers.get(Register::CR4_SHADOW)

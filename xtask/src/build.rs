@@ -9,10 +9,10 @@ use covisor_guest_images::command::Cmd;
 use crate::env::Env;
 use crate::error::Result;
 use crate::host::HostKernel;
-use crate::{driver, images, probe, setup};
+use crate::{driver, images, probe, setup, windows};
 
 /// The user-space target; named, so that flags for it do not reach build scripts.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds something once in the life of this process: its source does not change under a run of tests.
 fn once(built: &OnceLock<PathBuf>, build: impl FnOnce() -> Result<PathBuf>) -> Result<PathBuf> {
@@ -76,9 +76,22 @@ pub enum Part {
     Debian,
 }
 
+/// What operating system a part is built for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum HostSystem {
+    /// Linux.
+    #[default]
+    Linux,
+    /// Windows, by Debian's cross compiler.
+    Windows,
+}
+
 /// Arguments of `cargo xtask build`.
 #[derive(Debug, Default, Args)]
 pub struct BuildArgs {
+    /// The host's operating system, for loader and driver.
+    #[arg(long, value_enum, default_value_t)]
+    host: HostSystem,
     /// What to build; everything when not given.
     #[arg(value_enum)]
     parts: Vec<Part>,
@@ -89,6 +102,9 @@ pub struct BuildArgs {
 /// # Errors
 /// When something does not build.
 pub fn run(env: &Env, args: &BuildArgs) -> Result<()> {
+    if args.host == HostSystem::Windows {
+        return windows::run(env, &args.parts);
+    }
     setup::ensure(env)?;
     let parts = if args.parts.is_empty() { Part::value_variants() } else { &args.parts };
     let say = |what: &str, path: &Path| env.progress.say(&format!("{what}: {}", path.display()));

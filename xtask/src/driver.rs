@@ -11,7 +11,7 @@ use covisor_guest_images::progress::Step;
 
 use crate::env::Env;
 use crate::error::Result;
-use crate::toolchain;
+use crate::{monitor, toolchain};
 
 /// How code is compiled that lives in a Linux kernel. The kernel patches thunk calls, returns and landing pads when it
 /// loads the module, as this CPU needs them.
@@ -73,21 +73,54 @@ pub fn build_linux_module(env: &Env, kernel_headers_dir: &Path) -> Result<PathBu
     let inputs = shim.iter().chain([&library, &symbols]).chain(&recipe);
     if !is_newer(&module, inputs) {
         let build = out.join("build");
-        fs::remove(&build)?;
-        for file in &shim {
-            if let Some(name) = file.file_name() {
-                fs::copy(file, build.join(name))?;
-            }
-        }
+        copy_sources(&shim, &build)?;
         link_library(&library, &build, &step)?;
         make_module(kernel_headers_dir, &build, &step)?;
-        // The kernel's debug information is in the headers' compiler flags; nobody needs it in every copy.
-        let stripped = build.join("covisor.stripped.ko");
-        Cmd::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(build.join("covisor.ko")).run(&step)?;
-        fs::rename(&stripped, &module)?;
+        install(&build, &module, &step)?;
     }
     step.done();
     Ok(module)
+}
+
+/// Builds a module that is C alone, of the sources in `folder` of the checkout, and returns the path of its file.
+///
+/// # Errors
+/// When a build step fails.
+pub fn build_c_module(env: &Env, kernel_headers_dir: &Path, folder: &str, name: &str) -> Result<PathBuf> {
+    let step = env.progress.step(format!("building the module {name}"));
+    let out = env.out.join("modules").join(kernel_release(kernel_headers_dir)?).join(name);
+    let _lock = fs::Lock::take(out.join("lock"))?;
+    let module = out.join(name).with_extension("ko");
+    let sources = fs::list(env.root.join(folder))?;
+    if !is_newer(&module, sources.iter().chain([&kernel_headers_dir.join("Module.symvers")])) {
+        let build = out.join("build");
+        copy_sources(&sources, &build)?;
+        make_module(kernel_headers_dir, &build, &step)?;
+        install(&build, &module, &step)?;
+    }
+    step.done();
+    Ok(module)
+}
+
+/// Puts copies of a module's sources into a folder that has nothing else: Kbuild writes beside its sources.
+fn copy_sources(sources: &[PathBuf], build: &Path) -> Result<()> {
+    fs::remove(build)?;
+    for file in sources {
+        if let Some(name) = file.file_name() {
+            fs::copy(file, build.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts the module that Kbuild has made where it is expected, without the kernel's debug information: that is in the headers'
+/// compiler flags, and nobody needs it in every copy.
+fn install(build: &Path, module: &Path, step: &Step) -> Result<()> {
+    let made = build.join(module.file_name().unwrap_or_default());
+    let stripped = made.with_extension("stripped");
+    Cmd::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(made).run(step)?;
+    fs::rename(&stripped, module)?;
+    Ok(())
 }
 
 /// The release of the kernel that the headers are of, as `uname -r` says it.
@@ -105,12 +138,14 @@ fn quoted(text: &str) -> Option<&str> {
 
 /// Compiles the Rust side and returns the static library.
 fn build_library(env: &Env, step: &Step) -> Result<PathBuf> {
+    let monitor = monitor::build_image(env, step)?;
     // Not `build`: the crate is a library like any other to the rest of the workspace.
     toolchain::bare_metal()?
         .cargo("rustc", RUSTFLAGS)
         .args(["--crate-type", "staticlib", "--package", "covisor-linux", "--profile", "kernel", "--locked"])
         .arg("--target-dir")
         .arg(env.bare_metal_target())
+        .env("COVISOR_MONITOR_IMAGE", monitor)
         .dir(&env.root)
         .run(step)?;
     Ok(env.bare_metal_target().join("x86_64-unknown-none/kernel/libcovisor_linux.a"))
@@ -159,7 +194,7 @@ fn make_module(headers: &Path, build: &Path, step: &Step) -> Result<()> {
     let complaints: Vec<&str> = messages.lines().filter(|line| line.contains("objtool:")).collect();
     if !complaints.is_empty() {
         return Err(Unexpected(format!(
-            "objtool does not understand the driver's code, so Linux could not protect it against speculation:\n{}",
+            "objtool does not understand the module's code, so Linux could not protect it against speculation:\n{}",
             complaints.join("\n")
         ))
         .into());
@@ -168,7 +203,7 @@ fn make_module(headers: &Path, build: &Path, step: &Step) -> Result<()> {
 }
 
 /// Whether `file` is there and newer than all inputs.
-fn is_newer<'a>(file: &Path, inputs: impl Iterator<Item = &'a PathBuf>) -> bool {
+pub(crate) fn is_newer<'a>(file: &Path, inputs: impl Iterator<Item = &'a PathBuf>) -> bool {
     let changed = |path: &Path| -> Option<SystemTime> { path.metadata().ok()?.modified().ok() };
     let Some(made) = changed(file) else { return false };
     inputs.into_iter().all(|input| changed(input).is_some_and(|input| input < made))

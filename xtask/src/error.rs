@@ -16,6 +16,10 @@ pub enum Error {
     #[error(transparent)]
     Bench(#[from] crate::bench::BenchError),
 
+    /// What is built for a Windows host.
+    #[error(transparent)]
+    Windows(#[from] crate::windows::WindowsError),
+
     /// A part of the project is not there yet.
     #[error("{0} cannot be built yet: its recipe is not written")]
     NotBuilt(&'static str),
@@ -47,9 +51,9 @@ pub enum Error {
         source: std::io::Error,
     },
 
-    /// Bochs' packages are not what they were.
-    #[error("Debian's package of Bochs has no {}", .0.display())]
-    NoBochs(std::path::PathBuf),
+    /// Bochs' source is not what it was.
+    #[error("{} of Bochs' source has not the place that is mended: see whether it still must be", .0.display())]
+    OtherBochs(std::path::PathBuf),
 
     /// The disk for Bochs cannot be made.
     #[error("cannot make the disk that Bochs boots from: {0}")]
@@ -128,4 +132,10 @@ pub enum Error {
         /// The versions that it has.
         known: String,
     },
+}
+
+impl From<covisor_guest_images::apt::SourcesError> for Error {
+    fn from(error: covisor_guest_images::apt::SourcesError) -> Self {
+        Self::Build(error.into())
+    }
 }

@@ -40,7 +40,8 @@ const RUSTFLAGS: &[&str] = &[
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The fuzz targets: programs in `fuzz/fuzz_targets`.
-const FUZZ_TARGETS: [&str; 4] = ["emulator", "ioctl", "virtio_block", "kernel_loader"];
+const FUZZ_TARGETS: [&str; 10] =
+    ["emulator", "ioctl", "virtio_block", "kernel_loader", "qcow2", "vhdx", "net_header", "dhcp", "dns", "share"];
 
 /// Seconds in which a target must be done with one input.
 const SLOWEST_INPUT: u32 = 20;
@@ -49,12 +50,12 @@ const SLOWEST_INPUT: u32 = 20;
 const REPORT_LINES: usize = 60;
 
 /// Seconds for each target in continuous integration.
-pub const CI_SECONDS: u32 = 30;
+pub const CI_SECONDS: u32 = 20;
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(Debug, Args)]
 pub struct FuzzArgs {
-    /// Only this target: emulator, ioctl, virtio_block or kernel_loader.
+    /// Only this target: emulator, ioctl, virtio_block, kernel_loader, qcow2, vhdx, net_header, dhcp, dns or share.
     #[arg(value_name = "TARGET", value_parser = FUZZ_TARGETS)]
     target: Option<String>,
 

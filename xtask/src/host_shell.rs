@@ -17,11 +17,11 @@ pub struct HostArgs {
     #[arg(short = 'c', value_name = "SCRIPT")]
     script: Option<String>,
 
-    /// Who emulates the machine.
+    /// The machine: QEMU's has AMD-V, Bochs' VT-x, and the plain one neither.
     #[arg(long, value_enum, default_value_t = RigKind::Qemu)]
     rig: RigKind,
 
-    /// The CPU, in the emulator's words; with AMD-V on QEMU and VT-x on Bochs when not given.
+    /// The CPU, in the emulator's words; the machine's own when not given.
     #[arg(long)]
     cpu: Option<String>,
 

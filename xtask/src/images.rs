@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use covisor_guest_images::debian::{self, DebianImage};
 use covisor_guest_images::fs;
-use covisor_guest_images::initramfs::{GUEST_MODULES, Initramfs};
+use covisor_guest_images::initramfs::{CARRIED_MODULES, GUEST_MODULES, Initramfs};
 use covisor_guest_images::kernel::{Kernel, bzimage_version};
 
 use crate::env::Env;
@@ -36,9 +36,15 @@ pub fn default_kernel(env: &Env) -> Result<Kernel> {
 /// When it cannot be built.
 pub fn mini(env: &Env, kernel: &Kernel) -> Result<PathBuf> {
     let agent = crate::build::agent(env)?;
-    let content =
-        Initramfs { kernel, load: &GUEST_MODULES, carry: &[], agent: &agent, console_shell: true, hostname: "mini" }
-            .build()?;
+    let content = Initramfs {
+        kernel,
+        load: &GUEST_MODULES,
+        carry: &CARRIED_MODULES,
+        agent: &agent,
+        console_shell: true,
+        hostname: "mini",
+    }
+    .build()?;
     let path = env.out.join("images").join(format!("mini-{}.cpio", kernel.version));
     // Scenarios build it at the same time, in threads of one process.
     let _lock = fs::Lock::take(path.with_extension("lock"))?;

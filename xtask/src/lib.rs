@@ -10,6 +10,7 @@ pub mod fuzz;
 pub mod host;
 pub mod host_shell;
 pub mod images;
+pub mod monitor;
 pub mod probe;
 pub mod rig;
 pub mod run;
@@ -17,6 +18,9 @@ pub mod scenario;
 pub mod setup;
 pub mod test;
 pub mod toolchain;
+pub mod tools;
+pub mod windows;
+pub mod work;
 
 pub use env::Env;
 pub use error::{Error, Result};

@@ -18,7 +18,9 @@ enum Command {
     /// Install what the rest needs, by apt. The other commands do it when they miss something.
     Setup,
     /// Build covisor, its driver, the probe guest and the guests' images.
-    #[command(after_help = "Examples:\n  cargo xtask build\n  cargo xtask build loader driver")]
+    #[command(
+        after_help = "Examples:\n  cargo xtask build\n  cargo xtask build loader driver\n  cargo xtask build --host windows"
+    )]
     Build(xtask::build::BuildArgs),
     /// Run a guest on covisor, on a test machine with AMD-V.
     #[command(after_help = "Examples:
@@ -38,7 +40,9 @@ enum Command {
     #[command(after_help = "Examples:\n  cargo xtask host\n  cargo xtask host -c 'modprobe kvm_amd && dmesg | tail'")]
     Host(xtask::host_shell::HostArgs),
     /// Measure, in instructions on the deterministic test machine.
-    #[command(after_help = "Examples:\n  cargo xtask bench exits\n  cargo xtask bench boot --json")]
+    #[command(
+        after_help = "Examples:\n  cargo xtask bench exits\n  cargo xtask bench boot --json\n  cargo xtask bench coop\n  cargo xtask bench io tcp"
+    )]
     Bench(xtask::bench::BenchArgs),
 }
 

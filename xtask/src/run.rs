@@ -33,6 +33,8 @@ pub enum Engine {
     Svm,
     /// VT-x with EPT and unrestricted guest.
     Vmx,
+    /// The cooperative world switch, which needs neither.
+    Coop,
 }
 
 impl Engine {
@@ -41,14 +43,16 @@ impl Engine {
             Self::Auto => "auto",
             Self::Svm => "svm",
             Self::Vmx => "vmx",
+            Self::Coop => "coop",
         }
     }
 
-    /// Who emulates the machine that has what it takes.
+    /// The machine that has what it takes: for `coop`, one that has nothing else.
     fn rig(self) -> RigKind {
         match self {
             Self::Auto | Self::Svm => RigKind::Qemu,
             Self::Vmx => RigKind::Bochs,
+            Self::Coop => RigKind::Plain,
         }
     }
 }
@@ -112,7 +116,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "COMMAND")]
     pub exec: Option<String>,
 
-    /// Who emulates the test machine: Bochs for `--engine vmx` and QEMU for the others when not given.
+    /// The test machine; the one for the engine when not given.
     #[arg(long, value_enum)]
     pub rig: Option<RigKind>,
 
@@ -130,7 +134,7 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// Who emulates the test machine.
+    /// The test machine.
     fn rig(&self) -> RigKind {
         self.rig.unwrap_or(self.engine.rig())
     }

@@ -75,12 +75,13 @@ impl Scenario {
         self.full_name().contains(filter) && !(filter.is_empty() && self.on_demand)
     }
 
-    /// Its name in lists and for filters: on Bochs' machine it begins with `vmx/`.
+    /// Its name in lists and for filters: on another machine than QEMU's with AMD-V it begins with the engine's, `vmx/` or
+    /// `coop/`.
     #[must_use]
     pub fn full_name(&self) -> String {
         match self.on {
             RigKind::Qemu => self.name.to_owned(),
-            RigKind::Bochs => format!("vmx/{}", self.name),
+            RigKind::Bochs | RigKind::Plain => format!("{}/{}", self.on.engine(), self.name),
         }
     }
 }
@@ -133,12 +134,15 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// Runs those of `scenarios` whose names contain `filter`, as many at the same time as there are CPUs; tells each one's
+/// Runs those of `scenarios` whose names contain `filter`, or the one alone whose whole name it is, as many at the same time as there are CPUs; tells each one's
 /// verdict on standard output when it is there, and returns the tally. A scenario that panics has failed.
 ///
 /// What a scenario keeps for the next one in a thread-local variable, it keeps once for each of these threads.
 pub fn run_all(env: &Env, scenarios: &[Scenario], filter: &str) -> Tally {
-    let chosen: Vec<&Scenario> = scenarios.iter().filter(|scenario| scenario.is_chosen(filter)).collect();
+    let mut chosen: Vec<&Scenario> = scenarios.iter().filter(|scenario| scenario.is_chosen(filter)).collect();
+    if chosen.iter().any(|scenario| scenario.full_name() == filter) {
+        chosen.retain(|scenario| scenario.full_name() == filter);
+    }
     let next = AtomicUsize::new(0);
     let tally = Mutex::new(Tally::default());
     let work = || {

@@ -1,5 +1,7 @@
 //! `cargo xtask setup`: installs the Debian packages that the rest needs.
 
+use std::sync::{Mutex, PoisonError};
+
 use covisor_guest_images::apt;
 use covisor_guest_images::apt::Apt;
 use covisor_guest_images::command::{Cmd, is_installed};
@@ -51,10 +53,42 @@ const RING0_PACKAGES: &[Package] = &[
     package(COMPILER, "compiles the driver: a compiler with matching library source"),
     package("cargo-web", "the cargo that goes with it"),
     package("rust-web-src", "the library source that goes with it"),
+    package("rust-web-clippy", "its lints, for what is compiled for Windows"),
 ];
 
 /// What only the fuzz targets need.
 const FUZZ_PACKAGES: &[Package] = &[package("g++", "builds libFuzzer")];
+
+/// What only the machine with VT-x needs.
+const BOCHS_PACKAGES: &[Package] = &[package("g++", "builds Bochs, the test machine with VT-x")];
+
+/// What only builds for a Windows host need.
+const WINDOWS_PACKAGES: &[Package] = &[
+    package("gcc-mingw-w64-x86-64-win32", "links the program for Windows"),
+    package("binutils-mingw-w64-x86-64", "links the driver for Windows"),
+    package("mingw-w64-x86-64-dev", "the headers and import libraries of Windows' kernel"),
+    package("libclang1-14", "reads those headers"),
+    package("libclang-common-14-dev", "the compiler's own headers that go with it"),
+];
+
+/// What only tests of what is built for a Windows host need.
+const WINE_PACKAGES: &[Package] = &[package("wine64", "runs the driver and the programs for Windows")];
+
+/// What only tests of disk images need.
+const IMAGE_PACKAGES: &[Package] = &[
+    package("qemu-utils", "makes, compares and checks disk images, as a referee"),
+    package("genisoimage", "makes a CD's image"),
+    package("fio", "writes to guests' disks and reads them back"),
+];
+
+/// What only the measurement of network and disks needs.
+const IO_PACKAGES: &[Package] = &[
+    package("iperf3", "measures the network, in a guest and in the test machine's host"),
+    package("fio", "measures disks, in a guest"),
+];
+
+/// What only test programs of others need.
+const TOOL_PACKAGES: &[Package] = &[package("libacl1-dev", "is linked into the test of file systems, pjdfstest")];
 
 /// Installs what is missing and says what and why.
 ///
@@ -72,8 +106,59 @@ pub fn ensure_for_fuzzing(env: &Env) -> Result<()> {
     ensure_with(env, FUZZ_PACKAGES)
 }
 
+/// The same for building the machine with VT-x.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_for_bochs(env: &Env) -> Result<()> {
+    ensure_with(env, BOCHS_PACKAGES)
+}
+
+/// The same for building for a Windows host.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_for_windows(env: &Env) -> Result<()> {
+    ensure_with(env, WINDOWS_PACKAGES)
+}
+
+/// The same for running what is built for a Windows host.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_for_wine(env: &Env) -> Result<()> {
+    ensure_with(env, WINE_PACKAGES)
+}
+
+/// The same for tests of disk images.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_for_images(env: &Env) -> Result<()> {
+    ensure_with(env, IMAGE_PACKAGES)
+}
+
+/// The same for measuring network and disks.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_for_io(env: &Env) -> Result<()> {
+    ensure_with(env, IO_PACKAGES)
+}
+
+/// The same for building test programs of others.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_for_tools(env: &Env) -> Result<()> {
+    ensure_with(env, TOOL_PACKAGES)
+}
+
 fn ensure_with(env: &Env, more: &'static [Package]) -> Result<()> {
-    let ring0: &'static [Package] = if toolchain::bare_metal().is_err() { RING0_PACKAGES } else { &[] };
+    /// Scenarios run at the same time, and dpkg serves one at a time.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let ring0: &'static [Package] = if lacks_compiler() { RING0_PACKAGES } else { &[] };
     let missing = missing(more)?;
     if missing.is_empty() && ring0.is_empty() {
         return Ok(());
@@ -83,8 +168,7 @@ fn ensure_with(env: &Env, more: &'static [Package]) -> Result<()> {
     }
     let names = names_for_apt(&missing, ring0);
     let install = ["install", "-y", "--no-install-recommends"];
-    // SAFETY: geteuid(2) only returns a number.
-    if unsafe { libc::geteuid() } != 0 {
+    if !is_root() {
         if names.is_empty() {
             return Err(Error::NoBareMetalToolchain);
         }
@@ -102,7 +186,17 @@ fn ensure_with(env: &Env, more: &'static [Package]) -> Result<()> {
         apt_get().args(install).args(&names).run(&step)?;
         step.done();
     }
-    if toolchain::bare_metal().is_err() { install_compiler(env) } else { Ok(()) }
+    if lacks_compiler() { install_compiler(env) } else { Ok(()) }
+}
+
+/// Whether a compiler for ring-0 code is missing, or, where that can be mended, a part of it.
+fn lacks_compiler() -> bool {
+    toolchain::bare_metal().map_or(true, |toolchain| is_root() && toolchain.is_debians_without_clippy())
+}
+
+fn is_root() -> bool {
+    // SAFETY: geteuid(2) only returns a number.
+    unsafe { libc::geteuid() == 0 }
 }
 
 /// The packages to install from this machine's own sources: those missing, and the compiler for ring-0 code if that is
@@ -137,7 +231,11 @@ pub fn run(env: &Env) -> Result<()> {
 }
 
 fn apt_get() -> Cmd {
-    Cmd::new("apt-get").arg("-q").env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8")
+    // Another program of the machine's may be installing something: its own updates, for one.
+    Cmd::new("apt-get")
+        .args(["-q", "-o", "DPkg::Lock::Timeout=600"])
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C.UTF-8")
 }
 
 /// The packages that are not installed, of those that every command needs and `more`.

@@ -5,12 +5,14 @@ use std::process::{Command, ExitCode, Stdio};
 
 use clap::Args;
 use covisor_guest_images::command::{Cmd, die_with_parent};
+use covisor_guest_images::progress::Step;
 
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::fuzz;
 use crate::scenario::{Tally, Verdict};
 use crate::setup;
+use crate::windows;
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Default, Args)]
@@ -44,13 +46,14 @@ pub fn run(env: &Env, args: &TestArgs) -> Result<ExitCode> {
     setup::ensure(env)?;
     let mut tally = Tally::default();
     if args.filter.is_none() {
-        tally.add(single(env, "formatting", "rustfmt", &["fmt", "--all", "--check"])?);
+        tally.add(single(env, "formatting", "rustfmt", &["fmt", "--all", "--check"]));
         tally.add(single(
             env,
             "lints",
             "clippy",
             &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
-        )?);
+        ));
+        tally.add(check(env, "lints for Windows", windows::cannot_lint(), |step| windows::lint(env, step)));
         tally.add(unit_tests(env)?);
     }
     if !args.unit {
@@ -68,19 +71,28 @@ fn cargo() -> Cmd {
 }
 
 /// One check that holds or does not, by a part of the toolchain that may not be installed.
-fn single(env: &Env, name: &str, component: &str, args: &[&str]) -> Result<Tally> {
+fn single(env: &Env, name: &str, component: &str, args: &[&str]) -> Tally {
+    let is_missing = cargo().args([args[0], "--version"]).dir(&env.root).output().is_err();
+    let missing = is_missing.then(|| format!("{component} is not installed (`rustup component add {component}`)"));
+    check(env, name, missing, |step| {
+        Ok(cargo().args(args).env("TERM", "dumb").env("CARGO_TERM_COLOR", "never").dir(&env.root).run(step)?)
+    })
+}
+
+/// One check that holds or does not, unless what it needs is missing.
+fn check(env: &Env, name: &str, missing: Option<String>, holds: impl FnOnce(&Step) -> Result<()>) -> Tally {
     let mut tally = Tally::default();
-    let verdict = if cargo().args([args[0], "--version"]).dir(&env.root).output().is_err() {
-        Verdict::Skip(format!("{component} is not installed (`rustup component add {component}`)"))
-    } else {
-        let step = env.progress.step(format!("checking {name}"));
-        let verdict =
-            match cargo().args(args).env("TERM", "dumb").env("CARGO_TERM_COLOR", "never").dir(&env.root).run(&step) {
+    let verdict = match missing {
+        Some(missing) => Verdict::Skip(missing),
+        None => {
+            let step = env.progress.step(format!("checking {name}"));
+            let verdict = match holds(&step) {
                 Ok(()) => Verdict::Pass,
                 Err(error) => Verdict::Fail(error.to_string()),
             };
-        step.done();
-        verdict
+            step.done();
+            verdict
+        }
     };
     tally.count(&verdict);
     match verdict {
@@ -88,7 +100,7 @@ fn single(env: &Env, name: &str, component: &str, args: &[&str]) -> Result<Tally
         Verdict::Fail(why) => println!("FAIL  {name}\n{why}"),
         Verdict::Skip(why) => println!("skip  {name}: {why}"),
     }
-    Ok(tally)
+    tally
 }
 
 /// The unit tests of all crates, counted from what the test programs say.

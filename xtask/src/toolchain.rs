@@ -1,5 +1,6 @@
 //! Which compiler builds ring-0 code.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,6 +16,9 @@ const OLDEST: (u32, u32) = (1, 95);
 /// rust-web-src).
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+
+/// The target of ring-0 code.
+const BARE_METAL: &str = "x86_64-unknown-none";
 
 /// A compiler that can build `core` and `alloc` from source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +39,30 @@ pub fn bare_metal() -> Result<BareMetal> {
 }
 
 impl BareMetal {
+    /// Whether it has this subcommand of cargo's. (cargo itself would take another toolchain's.)
+    #[must_use]
+    pub fn has(&self, subcommand: &str) -> bool {
+        self.cargo.with_file_name(format!("cargo-{subcommand}")).exists()
+    }
+
+    /// Whether it is Debian's, without the part that is a package of its own.
+    #[must_use]
+    pub fn is_debians_without_clippy(&self) -> bool {
+        self.cargo == Path::new(DEBIAN_CARGO) && !self.has("clippy")
+    }
+
+    /// The search path, with this toolchain's programs first. Cargo's own folder is last: cargo looks there first where it is missing.
+    fn path(&self) -> OsString {
+        let mut path = self.cargo.parent().map_or_else(Default::default, Path::to_path_buf).into_os_string();
+        let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+        let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+        for part in std::env::var_os("PATH").into_iter().chain(home.map(|home| home.join("bin").into_os_string())) {
+            path.push(":");
+            path.push(part);
+        }
+        path
+    }
+
     /// `cargo build` for `x86_64-unknown-none` with `core` and `alloc` built from source, to which
     /// the caller adds package, profile, target folder and the like.
     ///
@@ -48,19 +76,26 @@ impl BareMetal {
     /// The same with another subcommand than `build`: `rustc` can choose the crate type.
     #[must_use]
     pub fn cargo(&self, subcommand: &str, rustflags: &[&str]) -> Cmd {
-        let mut path = self.cargo.parent().map_or_else(Default::default, Path::to_path_buf).into_os_string();
-        if let Some(rest) = std::env::var_os("PATH") {
-            path.push(":");
-            path.push(rest);
-        }
+        self.cargo_for(BARE_METAL, subcommand, rustflags)
+    }
+
+    /// The same for another target, whose `core` and `alloc` are built from source, too.
+    #[must_use]
+    pub fn cargo_for(&self, target: &str, subcommand: &str, rustflags: &[&str]) -> Cmd {
+        self.cargo_with("core,alloc", target, subcommand, rustflags).arg("-Zbuild-std-features=compiler-builtins-mem")
+    }
+
+    /// The same with other crates of the library than `core` and `alloc`, for a target that has memcpy and its kin from elsewhere.
+    #[must_use]
+    pub fn cargo_with(&self, library: &str, target: &str, subcommand: &str, rustflags: &[&str]) -> Cmd {
         Cmd::new(&self.cargo)
-            .args([subcommand, "--target", "x86_64-unknown-none"])
-            .args(["-Zbuild-std=core,alloc", "-Zbuild-std-features=compiler-builtins-mem"])
+            .args([subcommand, "--target", target])
+            .arg(format!("-Zbuild-std={library}"))
             .env("RUSTC", &self.rustc)
             // -Z options on a stable compiler: both toolchains pair the compiler with exactly its
             // own library source, which is what build-std needs.
             .env("RUSTC_BOOTSTRAP", "1")
-            .env("PATH", path)
+            .env("PATH", self.path())
             .env("CARGO_ENCODED_RUSTFLAGS", rustflags.join("\u{1f}"))
             .env_remove("RUSTFLAGS")
             .env_remove("RUSTC_WRAPPER")

@@ -1,9 +1,10 @@
-//! The agent in a guest: runs the commands that `covisor run --exec` sends.
+//! The agent in a guest: runs the commands that `covisor run --exec` and `covisor exec` send, and sets the clock when the host's was set.
 //!
 //! It speaks covisor's exec protocol over the virtio-console port `org.covisor.exec`, or a serial port that the
 //! environment names, and serves one command after another until the machine goes down. Everything happens in one thread around
 //! `poll(2)`; when there is nothing to do, it sleeps in the kernel.
 
+mod clock;
 mod job;
 mod port;
 mod serve;

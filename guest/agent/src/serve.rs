@@ -19,6 +19,9 @@ const OUTPUT_LIMIT: usize = 512 * 1024;
 /// The status of a command that could not be started, as a shell says it.
 const CANNOT_START: i32 = 126;
 
+/// The status of a command that the host ended, as a shell says it.
+const KILLED: i32 = 128 + libc::SIGKILL;
+
 /// How long a serial line is left to itself when bytes have come: they come one by one, and to wake up for a few of them
 /// costs more than everything else that is done with them. Linux keeps several thousand.
 const SERIAL_PAUSE: Duration = Duration::from_millis(20);
@@ -31,6 +34,8 @@ struct Session<'p> {
     decoder: Decoder<ToGuest>,
     output: Vec<u8>,
     job: Option<Job>,
+    /// Sets the guest's clock.
+    set_clock: fn(u64),
     buffer: Vec<u8>,
 }
 
@@ -65,6 +70,7 @@ impl<'p> Session<'p> {
             decoder: Decoder::new(),
             output: Vec::new(),
             job: None,
+            set_clock: crate::clock::set,
             buffer: vec![0; MAX_PAYLOAD],
         }
     }
@@ -188,8 +194,15 @@ impl<'p> Session<'p> {
             }
             (ToGuest::Stdin(bytes), Some(job)) => job.give_stdin(&bytes),
             (ToGuest::StdinEnd, Some(job)) => job.end_stdin(),
-            // Input that was under way when the command ended.
-            (ToGuest::Stdin(_) | ToGuest::StdinEnd, None) => {}
+            (ToGuest::SetClock(nanoseconds), _) => (self.set_clock)(nanoseconds),
+            (ToGuest::Kill, job @ Some(_)) => {
+                if let Some(old) = job.take() {
+                    old.kill();
+                }
+                encode(&ToHost::Exit(KILLED), &mut self.output);
+            }
+            // Under way when the command ended.
+            (ToGuest::Stdin(_) | ToGuest::StdinEnd | ToGuest::Kill, None) => {}
         }
     }
 
@@ -258,6 +271,7 @@ struct Ready {
 mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
 
@@ -353,6 +367,38 @@ mod tests {
         // The first may be cut off by the second, whose output and status come last.
         let seen = host(&messages, 1);
         assert!(seen.statuses.ends_with(&[0]));
+    }
+
+    #[test]
+    fn a_command_that_the_host_ends_has_a_status_and_the_next_one_runs() {
+        let messages =
+            [ToGuest::Kill, exec("echo first; sleep 1000"), ToGuest::Kill, ToGuest::Kill, exec("echo second")];
+        let seen = host(&messages, 2);
+        assert_eq!(seen.statuses, [137, 0]);
+        assert!(seen.stdout.ends_with(b"second\n"));
+    }
+
+    #[test]
+    fn the_clock_is_set_beside_a_command() {
+        static TIME: AtomicU64 = AtomicU64::new(0);
+        let (host, agent) = UnixStream::pair().unwrap();
+        agent.set_nonblocking(true).unwrap();
+        let agent = thread::spawn(move || {
+            let port = port(agent);
+            let mut session = Session::new(&port);
+            session.set_clock = |time| TIME.store(time, Ordering::SeqCst);
+            session.run();
+        });
+        let mut bytes = Vec::new();
+        for message in [exec("sleep 1000"), ToGuest::SetClock(u64::MAX)] {
+            message.encode(&mut bytes).unwrap();
+        }
+        (&host).write_all(&bytes).unwrap();
+        while TIME.load(Ordering::SeqCst) != u64::MAX {
+            thread::yield_now();
+        }
+        drop(host);
+        agent.join().unwrap();
     }
 
     #[test]

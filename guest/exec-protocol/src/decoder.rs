@@ -150,6 +150,8 @@ mod tests {
             any::<String>().prop_map(ToGuest::Exec),
             prop::collection::vec(any::<u8>(), 0..2000).prop_map(ToGuest::Stdin),
             Just(ToGuest::StdinEnd),
+            any::<u64>().prop_map(ToGuest::SetClock),
+            Just(ToGuest::Kill),
         ]
     }
 

@@ -8,6 +8,8 @@ use crate::{HEADER_LEN, MAX_PAYLOAD};
 const EXEC: u8 = 0x01;
 const STDIN: u8 = 0x02;
 const STDIN_END: u8 = 0x03;
+const KILL: u8 = 0x04;
+const SET_CLOCK: u8 = 0x05;
 const HELLO: u8 = 0x81;
 const STDOUT: u8 = 0x82;
 const STDERR: u8 = 0x83;
@@ -38,6 +40,10 @@ pub enum ToGuest {
     Stdin(Vec<u8>),
     /// The running command's standard input ends.
     StdinEnd,
+    /// End the running command and all that it started in its process group.
+    Kill,
+    /// Set the clock to this time of day, in nanoseconds since 1970 UTC: the host's was set, or the host slept.
+    SetClock(u64),
 }
 
 /// What the agent says to the host.
@@ -95,7 +101,7 @@ fn check_len(kind: u8, len: u32, allowed: std::ops::RangeInclusive<usize>) -> Re
 }
 
 /// The payload of a fixed-size frame.
-fn fixed(kind: u8, payload: &[u8]) -> Result<[u8; 4], DecodeError> {
+fn fixed<const N: usize>(kind: u8, payload: &[u8]) -> Result<[u8; N], DecodeError> {
     payload
         .try_into()
         .map_err(|_| DecodeError::BadLength { kind, len: u32::try_from(payload.len()).unwrap_or(u32::MAX) })
@@ -111,6 +117,8 @@ impl ToGuest {
             Self::Exec(command) => put_frame(out, EXEC, command.as_bytes()),
             Self::Stdin(bytes) => put_frame(out, STDIN, bytes),
             Self::StdinEnd => put_frame(out, STDIN_END, &[]),
+            Self::Kill => put_frame(out, KILL, &[]),
+            Self::SetClock(nanoseconds) => put_frame(out, SET_CLOCK, &nanoseconds.to_le_bytes()),
         }
     }
 }
@@ -119,7 +127,8 @@ impl Message for ToGuest {
     fn check(kind: u8, len: u32) -> Result<(), DecodeError> {
         match kind {
             EXEC | STDIN => check_len(kind, len, 0..=MAX_PAYLOAD),
-            STDIN_END => check_len(kind, len, 0..=0),
+            STDIN_END | KILL => check_len(kind, len, 0..=0),
+            SET_CLOCK => check_len(kind, len, 8..=8),
             _ => Err(DecodeError::UnknownKind { kind }),
         }
     }
@@ -131,6 +140,8 @@ impl Message for ToGuest {
                 .map_err(|_| DecodeError::CommandNotUtf8),
             STDIN => Ok(Self::Stdin(payload.to_vec())),
             STDIN_END => Ok(Self::StdinEnd),
+            KILL => Ok(Self::Kill),
+            SET_CLOCK => Ok(Self::SetClock(u64::from_le_bytes(fixed(kind, payload)?))),
             _ => Err(DecodeError::UnknownKind { kind }),
         }
     }

@@ -5,79 +5,14 @@
 
 use std::path::{Path, PathBuf};
 
+pub use covisor_debian::sources::{
+    Source, SourcesError, http_proxy, machine_sources, machine_sources_with_security, sources_of_any,
+};
+
 use crate::command::Cmd;
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::progress::Step;
-
-/// Debian's own keys, where the package debian-archive-keyring puts them.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// One suite of one mirror.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Source {
-    /// The mirror, as apt has it.
-    pub uri: String,
-    /// The suite: `bookworm`, `bookworm-security`.
-    pub suite: String,
-}
-
-impl Source {
-    /// This source in the format of `/etc/apt/sources.list.d/*.sources`.
-    #[must_use]
-    pub fn as_deb822(&self) -> String {
-        let keyring = if Path::new(KEYRING).exists() { format!("Signed-By: {KEYRING}\n") } else { String::new() };
-        format!("Types: deb\nURIs: {}\nSuites: {}\nComponents: main\n{keyring}\n", self.uri, self.suite)
-    }
-}
-
-/// The sources that this machine's apt has for a Debian release: the release itself, its updates
-/// and its security fixes, as far as they are configured; the release itself first.
-///
-/// # Errors
-/// When apt has no source for the release.
-pub fn machine_sources(release: &str) -> Result<Vec<Source>> {
-    let format = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)";
-    let targets = Cmd::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]).output()?;
-    let sources = parse_targets(&targets, release);
-    if sources.first().is_some_and(|first| first.suite == release) {
-        return Ok(sources);
-    }
-    Err(Error::Unexpected(format!(
-        "this machine's apt has no source for Debian's suite {release}, whose packages the guest is made of: add it to /etc/apt/sources.list"
-    )))
-}
-
-/// The same, with the release's security fixes even where this machine's apt does not have them: on the mirror that it
-/// does have, where mirrors have them by custom.
-///
-/// # Errors
-/// As [`machine_sources`].
-pub fn machine_sources_with_security(release: &str) -> Result<Vec<Source>> {
-    let mut sources = machine_sources(release)?;
-    let suite = format!("{release}-security");
-    if !sources.iter().any(|source| source.suite == suite)
-        && let Some(first) = sources.first()
-    {
-        let uri = format!("{}-security", first.uri);
-        sources.push(Source { uri, suite });
-    }
-    Ok(sources)
-}
-
-/// The sources for any suite: this machine's for the release, or, for a newer release that it has none for, that release on
-/// the same mirror.
-///
-/// # Errors
-/// When apt has no source for Debian 12 either.
-pub fn sources_of_any(suite: &str) -> Result<Vec<Source>> {
-    if let Ok(sources) = machine_sources(suite) {
-        return Ok(sources);
-    }
-    let ours = machine_sources("bookworm")?;
-    let uri = ours.into_iter().map(|source| source.uri).next().unwrap_or_default();
-    Ok(vec![Source { uri, suite: suite.to_owned() }])
-}
 
 /// The version of a package that this machine's apt would install, if it knows the package.
 #[must_use]
@@ -90,31 +25,6 @@ pub fn candidate(package: &str) -> Option<String> {
 fn parse_candidate(policy: &str) -> Option<String> {
     let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
     (version != "(none)").then(|| version.to_owned())
-}
-
-/// Finds a release's sources in the list of apt's index targets.
-fn parse_targets(targets: &str, release: &str) -> Vec<Source> {
-    let suites = [release.to_owned(), format!("{release}-updates"), format!("{release}-security")];
-    let mut found: Vec<Source> = Vec::new();
-    for suite in suites {
-        let source = targets.lines().find_map(|line| {
-            let mut fields = line.split('|');
-            let (uri, of, component) = (fields.next()?, fields.next()?, fields.next()?);
-            // A release may be configured by its name or with its path: "bookworm/updates".
-            (of == suite && component == "main")
-                .then(|| Source { uri: uri.trim_end_matches('/').to_owned(), suite: suite.clone() })
-        });
-        found.extend(source);
-    }
-    found
-}
-
-/// The machine's HTTP proxy for apt, if it has one.
-#[must_use]
-pub fn http_proxy() -> Option<String> {
-    let dump = Cmd::new("apt-config").args(["dump", "--format", "%v%n", "Acquire::http::Proxy"]).output().ok()?;
-    let proxy = dump.trim();
-    (!proxy.is_empty() && proxy != "DIRECT").then(|| proxy.to_owned())
 }
 
 /// Package lists of our own, for a set of sources.
@@ -130,9 +40,16 @@ impl Apt {
     /// When the folder cannot be written.
     pub fn new(dir: &Path, sources: &[Source]) -> Result<Self> {
         fs::create_dir_all(dir)?;
-        let status = dir.join("status");
-        fs::write(&status, "")?;
-        Self::with_status(dir, sources, &status)
+        Self::with_status(dir, sources, "deb", &no_packages(dir)?)
+    }
+
+    /// The same with lists of source packages, too.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn with_source_code(dir: &Path, sources: &[Source]) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        Self::with_status(dir, sources, "deb deb-src", &no_packages(dir)?)
     }
 
     /// The same, to install packages on this machine.
@@ -140,14 +57,14 @@ impl Apt {
     /// # Errors
     /// When the folder cannot be written.
     pub fn for_this_machine(dir: &Path, sources: &[Source]) -> Result<Self> {
-        Self::with_status(dir, sources, Path::new("/var/lib/dpkg/status"))
+        Self::with_status(dir, sources, "deb", Path::new("/var/lib/dpkg/status"))
     }
 
-    fn with_status(dir: &Path, sources: &[Source], status: &Path) -> Result<Self> {
+    fn with_status(dir: &Path, sources: &[Source], types: &str, status: &Path) -> Result<Self> {
         fs::create_dir_all(dir.join("lists/partial"))?;
         fs::create_dir_all(dir.join("cache/archives/partial"))?;
         fs::write(dir.join("apt.conf"), configuration(dir, status))?;
-        let text: String = sources.iter().map(Source::as_deb822).collect();
+        let text: String = sources.iter().map(|source| source.with_types(types)).collect();
         fs::write(dir.join("covisor.sources"), text)?;
         Ok(Self { dir: dir.to_path_buf() })
     }
@@ -203,6 +120,21 @@ impl Apt {
         Ok(kept)
     }
 
+    /// Downloads the archive of the original source that a package is made from, without Debian's changes, and returns its path.
+    ///
+    /// # Errors
+    /// When these are not lists [`Apt::with_source_code`], or it cannot be had.
+    pub fn download_source(&self, package: &str, into: &Path, step: &Step) -> Result<PathBuf> {
+        let dir = into.join(format!("{package}.source"));
+        fs::remove(&dir)?;
+        fs::create_dir_all(&dir)?;
+        self.cmd("apt-get").args(["source", "--download-only", "--tar-only", package]).dir(&dir).run(step)?;
+        fs::list(&dir)?
+            .into_iter()
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".orig.tar.")))
+            .ok_or_else(|| Error::Unexpected(format!("apt-get source {package} brought no .orig.tar")))
+    }
+
     /// Downloads packages with all that they depend on and that is not installed, and returns the paths of the `.deb`s.
     ///
     /// # Errors
@@ -217,6 +149,13 @@ impl Apt {
     fn cmd(&self, program: &str) -> Cmd {
         Cmd::new(program).env("APT_CONFIG", self.dir.join("apt.conf")).env("LC_ALL", "C.UTF-8")
     }
+}
+
+/// The file of a machine on which no package is installed.
+fn no_packages(dir: &Path) -> Result<PathBuf> {
+    let status = dir.join("status");
+    fs::write(&status, "")?;
+    Ok(status)
 }
 
 /// The settings that make apt use only the lists and sources in `dir`.
@@ -251,21 +190,6 @@ fn first_dependency(paragraph: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TARGETS: &str = "http://mirror.example/debian/|bookworm|main\n\
-        http://mirror.example/debian/|bookworm|contrib\n\
-        http://mirror.example/debian/|bookworm-updates|main\n\
-        http://other.example/node/|nodistro|main\n\
-        http://mirror.example/security/|bookworm-security|main\n";
-
-    #[test]
-    fn the_release_comes_first_and_foreign_sources_do_not_come() {
-        let sources = parse_targets(TARGETS, "bookworm");
-        let suites: Vec<&str> = sources.iter().map(|s| s.suite.as_str()).collect();
-        assert_eq!(suites, ["bookworm", "bookworm-updates", "bookworm-security"]);
-        assert_eq!(sources[2].uri, "http://mirror.example/security");
-        assert!(parse_targets(TARGETS, "trixie").is_empty());
-    }
 
     #[test]
     fn a_candidate_is_what_apt_would_install() {

@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+pub use covisor_debian::programs::find_program;
+
 use crate::error::{Error, Result};
 use crate::progress::Step;
 
@@ -179,16 +181,6 @@ pub fn die_with_parent(command: &mut Command) {
 #[must_use]
 pub fn is_installed(program: &str) -> bool {
     find_program(program).is_some()
-}
-
-/// The path of an installed program; the administrator's folders count too.
-#[must_use]
-pub fn find_program(program: &str) -> Option<std::path::PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Into::into))
-        .map(|dir| dir.join(program))
-        .find(|candidate| candidate.is_file())
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
+use covisor_debian::settings::{self, AGENT, Setting};
+
 use crate::apt::{self, Source};
 use crate::command::{Cmd, find_program};
 use crate::error::{Error, Result};
@@ -24,52 +26,31 @@ pub const LABEL: &str = "covisor-root";
 /// The image's size; it is sparse, and what is not used takes no room.
 const SIZE: &str = "3G";
 
-/// The packages beyond debootstrap's smallest set that make a Debian one can log in to.
-const PACKAGES: &[&str] = &[
-    "apt",
-    "ca-certificates",
-    "dbus",
-    "e2fsprogs",
-    "initramfs-tools",
-    "iproute2",
-    "kmod",
-    "login",
-    "passwd",
-    "procps",
-    "systemd",
-    "systemd-sysv",
-    "udev",
-    "zstd",
-];
+/// What this Debian has beyond what every guest of covisor's making has.
+const MORE_PACKAGES: &[&str] = &["dropbear-bin"];
 
 /// Packages that the guest can install without a network.
 const OFFLINE_PACKAGES: &[&str] = &["gcc", "libc6-dev", "make", "tcc"];
 
-/// Debian 12's kernels by their meta packages: the cloud kernel, which is the default, and the
-/// generic one.
-const KERNELS: &[&str] = &["linux-image-cloud-amd64", "linux-image-amd64"];
+/// Debian 12's kernels: the default one first.
+const KERNELS: &[&str] = &[settings::CLOUD_KERNEL, settings::GENERIC_KERNEL];
 
 /// A newer release's kernel: the release and the meta package.
-const NEWER_KERNEL: (&str, &str) = ("trixie", "linux-image-cloud-amd64");
+const NEWER_KERNEL: (&str, &str) = ("trixie", settings::CLOUD_KERNEL);
 
 /// The script that does the work.
 const BUILD_SCRIPT: &str = include_str!("debian/build.sh");
 
-/// Where the agent goes.
-const AGENT: &str = "/usr/sbin/covisor-agent";
-
 /// The files that make a plain Debian ours.
-const FILES: &[(&str, &str)] = &[
+const FILES: &[Setting] = &[
     ("etc/fstab", include_str!("debian/files/etc/fstab")),
     ("etc/hostname", include_str!("debian/files/etc/hostname")),
     ("etc/hosts", include_str!("debian/files/etc/hosts")),
-    ("etc/apt/apt.conf.d/80covisor", include_str!("debian/files/etc/apt/apt.conf.d/80covisor")),
-    ("etc/udev/rules.d/80-covisor.rules", include_str!("debian/files/etc/udev/rules.d/80-covisor.rules")),
-    ("etc/systemd/system/covisor-agent.service", include_str!("debian/files/etc/systemd/system/covisor-agent.service")),
-    (
-        "etc/systemd/system/serial-getty@.service.d/autologin.conf",
-        include_str!("debian/files/etc/systemd/system/serial-getty@.service.d/autologin.conf"),
-    ),
+    settings::SMALL_APT,
+    settings::RULES,
+    settings::NETWORK,
+    settings::AGENT_SERVICE,
+    settings::AUTOLOGIN,
 ];
 
 /// The image and what belongs to it.
@@ -79,6 +60,13 @@ pub struct DebianImage {
     pub image: PathBuf,
     /// Each kernel with its initrd; the default one first.
     pub kernels: Vec<BootFiles>,
+}
+
+/// The packages beyond debootstrap's smallest set.
+fn packages() -> Vec<&'static str> {
+    let mut packages = [settings::PACKAGES, MORE_PACKAGES].concat();
+    packages.sort_unstable();
+    packages
 }
 
 /// A kernel and the initrd that Debian made for it.
@@ -128,7 +116,8 @@ impl Input {
     /// Everything that the image depends on, in one text.
     fn summary(&self) -> String {
         let versions: Vec<&str> = self.all_kernels().map(|kernel| kernel.version.as_str()).collect();
-        format!("{BUILD_SCRIPT}{FILES:?}{PACKAGES:?}{OFFLINE_PACKAGES:?}{SIZE}{:?}{versions:?}", self.sources)
+        let packages = packages();
+        format!("{BUILD_SCRIPT}{FILES:?}{packages:?}{OFFLINE_PACKAGES:?}{SIZE}{:?}{versions:?}", self.sources)
     }
 
     fn all_kernels(&self) -> impl Iterator<Item = &Kernel> {
@@ -166,7 +155,7 @@ impl Input {
                 }
             }
         }
-        fs::write(work.join("packages"), PACKAGES.join("\n"))?;
+        fs::write(work.join("packages"), packages().join("\n"))?;
         fs::write(work.join("offline"), OFFLINE_PACKAGES.join(" "))
     }
 }
@@ -266,7 +255,6 @@ mod tests {
     fn the_files_name_what_the_rest_of_the_project_has() {
         let content = |name: &str| FILES.iter().find(|(file, _)| *file == name).unwrap().1;
         assert!(content("etc/fstab").contains(&format!("LABEL={LABEL} ")));
-        assert!(content("etc/systemd/system/covisor-agent.service").contains(&format!("ExecStart={AGENT}\n")));
     }
 
     #[test]

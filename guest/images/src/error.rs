@@ -45,6 +45,10 @@ pub enum Error {
     #[error(transparent)]
     TooLarge(#[from] crate::cpio::TooLarge),
 
+    /// It is not known where packages come from.
+    #[error(transparent)]
+    Sources(#[from] covisor_debian::sources::SourcesError),
+
     /// Only root may do it.
     #[error(
         "building the Debian disk image needs root, for debootstrap's chroot: run the same command once as root, for example \

@@ -13,11 +13,30 @@ use crate::modules::add_modules;
 /// Where Debian's package busybox-static puts it.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// The modules for covisor's devices.
-pub const GUEST_MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "virtio_blk", "virtio_rng", "ext4"];
+/// The modules for covisor's devices. The last three are for the power button: ACPI's, or a keyboard's, and who wants to hear of it.
+pub const GUEST_MODULES: [&str; 9] = [
+    "virtio_pci",
+    "virtio_console",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "ext4",
+    "button",
+    "virtio_input",
+    "evdev",
+];
+
+/// The modules that are there for whoever loads them: a CD's file system, and that of shared folders.
+pub const CARRIED_MODULES: [&str; 3] = ["isofs", "virtio_balloon", "virtiofs"];
 
 /// What `busybox init` runs to bring the system up.
 const RC: &str = include_str!("initramfs/rc");
+
+/// What `udhcpc` runs to set an adapter's address.
+const UDHCPC: &str = include_str!("initramfs/udhcpc");
+
+/// What `acpid` runs when the power button is pressed.
+const POWER_BUTTON: &[u8] = b"#!/bin/sh\nexec /bin/busybox poweroff\n";
 
 /// What `busybox init` runs and when, apart from the console's shell.
 const INITTAB: &str = include_str!("initramfs/inittab");
@@ -49,7 +68,22 @@ impl Initramfs<'_> {
     /// When a file cannot be read or the kernel lacks a module.
     pub fn build(&self) -> Result<Vec<u8>> {
         let mut archive = Archive::new();
-        for directory in ["dev", "proc", "sys", "run", "tmp", "root", "mnt", "sbin", "usr/bin", "usr/sbin", "etc"] {
+        for directory in [
+            "dev",
+            "proc",
+            "sys",
+            "run",
+            "tmp",
+            "root",
+            "mnt",
+            "sbin",
+            "usr/bin",
+            "usr/sbin",
+            "etc",
+            "etc/udhcpc",
+            "etc/acpi",
+            "etc/acpi/PWRF",
+        ] {
             archive.directory(directory);
         }
         // The kernel opens it for init before anything is mounted.
@@ -59,6 +93,8 @@ impl Initramfs<'_> {
         archive.symlink("init", "bin/busybox")?;
         archive.file("sbin/covisor-agent", 0o755, &fs::read(self.agent)?)?;
         archive.file("etc/rc", 0o755, RC.as_bytes())?;
+        archive.file("etc/udhcpc/default.script", 0o755, UDHCPC.as_bytes())?;
+        archive.file("etc/acpi/PWRF/00000080", 0o755, POWER_BUTTON)?;
         let shell = if self.console_shell { CONSOLE_SHELL } else { "" };
         archive.file("etc/inittab", 0o644, format!("{INITTAB}{shell}").as_bytes())?;
         archive.file("etc/hostname", 0o644, format!("{}\n", self.hostname).as_bytes())?;

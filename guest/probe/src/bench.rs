@@ -16,6 +16,8 @@
 //! | `mmio-user` | MOV of four bytes from the address of `mmio=`, else from a virtio device's MSI-X table |
 //! | `halt-wake` | see [`halt_wake`] |
 //!
+//! | `world-switch` | paravirtual guests, and nothing else of them: see [`world_switch`] |
+//!
 //! One line each: `bench OP INSTRUCTIONS`.
 
 use core::arch::asm;
@@ -27,7 +29,11 @@ use crate::cpu::msr;
 use crate::exception;
 use crate::layout;
 use crate::pci;
-use crate::serial;
+use crate::port;
+use crate::xen;
+use crate::xen::abi::call;
+use crate::xen::abi::vcpu;
+use crate::xen::hypercall::hypercall;
 
 /// Operations in a batch.
 pub const COUNT: u64 = 100;
@@ -75,8 +81,30 @@ fn print(op: &str, instructions: u64) {
     println!("bench {op} {instructions}");
 }
 
+/// What it takes a paravirtual guest to have the host's side answer a hypercall that the monitor could answer itself:
+/// `stop_singleshot_timer`, for which the worlds are switched and core stops a timer that does not run, less
+/// `stop_periodic_timer`, which the monitor does nothing for and which goes the same way otherwise.
+fn world_switch() -> u64 {
+    let rounds = |operation: u64, count: u64| {
+        let start = cpu::rdtsc();
+        for _ in 0..count {
+            hypercall(call::VCPU_OP, [operation, 0, 0]);
+        }
+        cpu::rdtsc() - start
+    };
+    let one = |operation: u64| {
+        rounds(operation, WARM_UP);
+        median(|| rounds(operation, COUNT) / COUNT)
+    };
+    one(vcpu::STOP_SINGLESHOT_TIMER).saturating_sub(one(vcpu::STOP_PERIODIC_TIMER))
+}
+
 /// Measures everything and prints it.
 pub fn run(line: &CommandLine) {
+    if xen::active() {
+        print("world-switch", world_switch());
+        return;
+    }
     // RBX, which the compiler keeps for itself, is not saved inside of the loop.
     print("cpuid", {
         let rounds = |count: u64| {
@@ -112,7 +140,7 @@ pub fn run(line: &CommandLine) {
     if let Some(port) = line.number("doorbell").and_then(|port| u16::try_from(port).ok()) {
         print("doorbell", measure!(["out dx, ax"], in("dx") port, in("ax") 0_u16));
     }
-    print("port-user", measure!(["in al, dx"], in("dx") serial::COM1_SCRATCH, out("al") _));
+    print("port-user", measure!(["in al, dx"], in("dx") port::scratch(), out("al") _));
     let address = line.number("mmio").or_else(pci::virtio_memory).unwrap_or(layout::HOLE);
     print("mmio-user", measure!(["mov eax, [{address}]"], address = in(reg) address, out("eax") _));
     print("halt-wake", halt_wake(line.number("tsc-khz").unwrap_or(DEFAULT_TSC_KHZ)));

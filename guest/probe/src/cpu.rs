@@ -4,8 +4,13 @@
 use core::arch::asm;
 use core::arch::x86_64::__cpuid_count;
 use core::arch::x86_64::CpuidResult;
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::exception::Fault;
+use crate::exception::vector;
+use crate::xen;
+use crate::xen::abi::call;
+use crate::xen::hypercall::hypercall;
 
 /// Model-specific registers that the probe uses by name (APM vol. 2, appendix A; Intel SDM vol. 4).
 pub mod msr {
@@ -55,10 +60,23 @@ pub mod msr {
     pub const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
 }
 
-/// CPUID.
+/// CPUID. A paravirtual guest asks for the hypervisor's answer by a prefix (Xen public headers, `arch-x86/xen.h`,
+/// `XEN_EMULATE_PREFIX`); without it, it would be the CPU's own.
 #[must_use]
 pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
-    __cpuid_count(leaf, subleaf)
+    if !xen::active() {
+        return __cpuid_count(leaf, subleaf);
+    }
+    let (eax, ebx, ecx, edx): (u32, u64, u32, u32);
+    // SAFETY: as CPUID; RBX, which the compiler keeps for itself, is restored.
+    unsafe {
+        asm!(
+            "xchg {ebx}, rbx", ".byte 0x0f, 0x0b, 0x78, 0x65, 0x6e", "cpuid", "xchg {ebx}, rbx",
+            ebx = out(reg) ebx, inout("eax") leaf => eax, inout("ecx") subleaf => ecx, out("edx") edx,
+            options(nostack, preserves_flags),
+        );
+    }
+    CpuidResult { eax, ebx: halves(ebx).0, ecx, edx }
 }
 
 /// Whether the CPU follows Intel's manual where it and AMD's differ: all vendors' do but AMD's and Hygon's.
@@ -148,26 +166,70 @@ macro_rules! mov_register {
 mov_register! {
     /// CR0.
     "cr0", cr0, try_set_cr0;
-    /// CR2.
-    "cr2", cr2, try_set_cr2;
     /// CR3.
     "cr3", cr3, try_set_cr3;
     /// CR4.
     "cr4", cr4, try_set_cr4;
     /// CR8.
     "cr8", cr8, try_set_cr8;
-    /// DR0.
-    "dr0", dr0, try_set_dr0;
-    /// DR1.
-    "dr1", dr1, try_set_dr1;
-    /// DR2.
-    "dr2", dr2, try_set_dr2;
-    /// DR3.
-    "dr3", dr3, try_set_dr3;
-    /// DR6.
-    "dr6", dr6, try_set_dr6;
-    /// DR7.
-    "dr7", dr7, try_set_dr7;
+}
+
+/// Defines the same of debug registers, which a paravirtual guest has by hypercalls. What these refuse is #GP.
+macro_rules! debug_register {
+    ($($number:literal, $name:literal, $read:ident, $write:ident;)*) => { $(
+        #[doc = concat!("Reads ", $name, ".")]
+        #[must_use]
+        pub fn $read() -> u64 {
+            if xen::active() {
+                return hypercall(call::GET_DEBUGREG, [$number]).cast_unsigned();
+            }
+            let value;
+            // SAFETY: reads a register that ring 0 can always read.
+            unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) }
+            value
+        }
+
+        #[doc = concat!("Writes ", $name, ".")]
+        ///
+        /// # Errors
+        /// The fault that this raised.
+        pub fn $write(value: u64) -> Result<(), Fault> {
+            if xen::active() {
+                let refused = Fault { vector: vector::GP, error: 0, rip: 0 };
+                return if hypercall(call::SET_DEBUGREG, [$number, value]) == 0 { Ok(()) } else { Err(refused) };
+            }
+            catch!([concat!("mov ", $name, ", {value}")], value = in(reg) value).map_or(Ok(()), Err)
+        }
+    )* };
+}
+
+debug_register! {
+    0, "dr0", dr0, try_set_dr0;
+    1, "dr1", dr1, try_set_dr1;
+    2, "dr2", dr2, try_set_dr2;
+    3, "dr3", dr3, try_set_dr3;
+    6, "dr6", dr6, try_set_dr6;
+    7, "dr7", dr7, try_set_dr7;
+}
+
+/// CR2. A paravirtual guest has it in memory.
+#[must_use]
+pub fn cr2() -> u64 {
+    if xen::active() {
+        return xen::info::vcpu().cr2.load(Relaxed);
+    }
+    let value;
+    // SAFETY: reads a register that ring 0 can always read.
+    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) }
+    value
+}
+
+/// Writes CR2.
+///
+/// # Errors
+/// The fault that this raised.
+pub fn try_set_cr2(value: u64) -> Result<(), Fault> {
+    catch!(["mov cr2, {value}"], value = in(reg) value).map_or(Ok(()), Err)
 }
 
 /// DR6 without events (APM vol. 2, 13.1.1.3).
@@ -175,6 +237,10 @@ pub const DR6_CLEAR: u64 = 0xffff_0ff0;
 
 /// Sets DR6 to [`DR6_CLEAR`]; for the exception handler, which cannot use `catch!`.
 pub fn clear_dr6() {
+    if xen::active() {
+        hypercall(call::SET_DEBUGREG, [6, DR6_CLEAR]);
+        return;
+    }
     // SAFETY: a valid value.
     unsafe { asm!("mov dr6, {}", in(reg) DR6_CLEAR, options(nomem, nostack, preserves_flags)) }
 }
@@ -247,26 +313,48 @@ pub fn try_xsetbv(index: u32, value: u64) -> Result<(), Fault> {
     catch!(["xsetbv"], in("ecx") index, in("eax") low, in("edx") high).map_or(Ok(()), Err)
 }
 
-/// STI; interrupts are taken after the next instruction.
+/// RFLAGS.
+#[must_use]
+pub fn rflags() -> u64 {
+    let value;
+    // SAFETY: reads a register.
+    unsafe { asm!("pushfq", "pop {}", out(reg) value, options(preserves_flags)) }
+    value
+}
+
+/// STI; interrupts are taken after the next instruction. A paravirtual guest's interrupts are events, here and below.
 pub fn enable_interrupts() {
+    if xen::active() {
+        return xen::events::unmask();
+    }
     // SAFETY: every vector has a handler.
     unsafe { asm!("sti", options(nostack)) }
 }
 
 /// CLI.
 pub fn disable_interrupts() {
+    if xen::active() {
+        return xen::events::mask();
+    }
     // SAFETY: no more than that.
     unsafe { asm!("cli", options(nostack)) }
 }
 
 /// STI, HLT, CLI: waits for one interrupt.
 pub fn wait_for_interrupt() {
+    if xen::active() {
+        return xen::events::wait();
+    }
     // SAFETY: every vector has a handler.
     unsafe { asm!("sti", "hlt", "cli", options(nostack)) }
 }
 
 /// Opens the window for interrupts that are due.
 pub fn take_interrupts() {
+    if xen::active() {
+        xen::events::unmask();
+        return xen::events::mask();
+    }
     // SAFETY: every vector has a handler.
     unsafe { asm!("sti", "nop", "nop", "cli", options(nostack)) }
 }

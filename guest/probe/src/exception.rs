@@ -5,6 +5,7 @@ use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::sync::atomic::AtomicBool;
+use core::sync::atomic::AtomicU8;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::AtomicUsize;
@@ -12,6 +13,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use crate::apic;
 use crate::cpu;
+use crate::xen;
 
 /// Exception vectors (APM vol. 2, 8.2).
 pub mod vector {
@@ -101,7 +103,7 @@ impl fmt::Display for Fault {
 }
 
 /// The registers at an exception, as the entry stub stores them.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Frame {
     /// R15 down to R8, RDI, RSI, RBP, RBX, RDX, RCX, RAX.
@@ -120,6 +122,28 @@ pub struct Frame {
     pub rsp: u64,
     /// Stack segment.
     pub ss: u64,
+}
+
+/// Words of a [`Frame`].
+const FRAME_WORDS: usize = 22;
+
+impl Frame {
+    const fn words(&self) -> [u64; FRAME_WORDS] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o] = self.gprs;
+        let Self { vector, error, rip, cs, rflags, rsp, ss, .. } = *self;
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, vector, error, rip, cs, rflags, rsp, ss]
+    }
+
+    const fn from_words(words: [u64; FRAME_WORDS]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, vector, error, rip, cs, rflags, rsp, ss] = words;
+        Self { gprs: [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o], vector, error, rip, cs, rflags, rsp, ss }
+    }
+
+    /// What was raised.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        Fault { vector: u8::try_from(self.vector).unwrap_or(u8::MAX), error: self.error, rip: self.rip }
+    }
 }
 
 /// Runs instructions and gives the exception that one of them raised, as `Option<Fault>`; after it, execution goes on
@@ -150,32 +174,55 @@ static PROBE_RECOVERY: AtomicU64 = AtomicU64::new(0);
 #[unsafe(no_mangle)]
 static PROBE_GUARD: AtomicU64 = AtomicU64::new(0);
 
-/// The fault that was caught.
+/// Whether a fault was caught.
 static CAUGHT: AtomicBool = AtomicBool::new(false);
-static CAUGHT_VECTOR: AtomicU64 = AtomicU64::new(0);
-static CAUGHT_ERROR: AtomicU64 = AtomicU64::new(0);
-static CAUGHT_RIP: AtomicU64 = AtomicU64::new(0);
+/// The registers when it came, a word each as in [`Frame`].
+static CAUGHT_FRAME: [AtomicU64; FRAME_WORDS] = [const { AtomicU64::new(0) }; FRAME_WORDS];
 static CAUGHT_CR2: AtomicU64 = AtomicU64::new(0);
-static CAUGHT_RFLAGS: AtomicU64 = AtomicU64::new(0);
+/// Where the frame was, and the handler's own flags.
+static CAUGHT_AT: AtomicU64 = AtomicU64::new(0);
+static CAUGHT_HANDLER_FLAGS: AtomicU64 = AtomicU64::new(0);
+/// The mask of a paravirtual guest's events in the handler.
+static CAUGHT_MASK: AtomicU8 = AtomicU8::new(0);
 
 /// CR2 when the last fault was caught.
 pub fn caught_cr2() -> u64 {
     CAUGHT_CR2.load(Relaxed)
 }
 
+/// Where the handler had its frame when the last fault was caught.
+pub fn caught_at() -> u64 {
+    CAUGHT_AT.load(Relaxed)
+}
+
+/// The handler's own RFLAGS when the last fault was caught.
+pub fn caught_handler_flags() -> u64 {
+    CAUGHT_HANDLER_FLAGS.load(Relaxed)
+}
+
+/// Whether a paravirtual guest's events were masked (1) in the handler when the last fault was caught.
+pub fn caught_mask() -> u8 {
+    CAUGHT_MASK.load(Relaxed)
+}
+
 /// RFLAGS when the last fault was caught.
 pub fn caught_rflags() -> u64 {
-    CAUGHT_RFLAGS.load(Relaxed)
+    caught_frame().rflags
+}
+
+/// All registers when the last fault was caught.
+pub fn caught_frame() -> Frame {
+    let mut words = [0; FRAME_WORDS];
+    for (word, caught) in words.iter_mut().zip(&CAUGHT_FRAME) {
+        *word = caught.load(Relaxed);
+    }
+    Frame::from_words(words)
 }
 
 /// What `catch!` caught, and ends its protection.
 pub fn take_fault() -> Option<Fault> {
     PROBE_RECOVERY.store(0, Relaxed);
-    CAUGHT.swap(false, Relaxed).then(|| Fault {
-        vector: u8::try_from(CAUGHT_VECTOR.load(Relaxed)).unwrap_or(u8::MAX),
-        error: CAUGHT_ERROR.load(Relaxed),
-        rip: CAUGHT_RIP.load(Relaxed),
-    })
+    CAUGHT.swap(false, Relaxed).then(|| caught_frame().fault())
 }
 
 /// How often each vector was taken.
@@ -281,6 +328,12 @@ const DEBUG_LIMIT: usize = DEBUG_LOG.len();
 pub const RFLAGS_TF: u64 = 1 << 8;
 /// Interrupt flag.
 const RFLAGS_IF: u64 = 1 << 9;
+/// Direction flag.
+const RFLAGS_DF: u64 = 1 << 10;
+/// Nested task.
+const RFLAGS_NT: u64 = 1 << 14;
+/// Alignment check.
+const RFLAGS_AC: u64 = 1 << 18;
 /// Resume flag.
 const RFLAGS_RF: u64 = 1 << 16;
 
@@ -291,14 +344,18 @@ extern "C" fn on_exception(frame: &mut Frame) {
     if let Some(count) = COUNTS.get(usize::from(number)) {
         count.fetch_add(1, Relaxed);
     }
-    if number >= 32 {
+    if number >= 32 && !(xen::active() && number == xen::traps::FAILSAFE) {
         LAST_TSC.store(now, Relaxed);
         LAST_RIP.store(frame.rip, Relaxed);
         let index = TAKEN.fetch_add(1, Relaxed);
         if let Some(slot) = ORDER.get(index) {
             slot.store(u32::from(number), Relaxed);
         }
-        if AUTO_EOI.load(Relaxed) {
+        if xen::active() {
+            if number == xen::traps::EVENT {
+                xen::events::take();
+            }
+        } else if AUTO_EOI.load(Relaxed) {
             apic::end_of_interrupt();
         }
         // Ring 3 does not get the CPU back: it may be in a loop.
@@ -333,32 +390,42 @@ extern "C" fn on_exception(frame: &mut Frame) {
     let recovery = PROBE_RECOVERY.swap(0, Relaxed);
     let target = if recovery == 0 && PROBE_GUARD.load(Relaxed) != 0 { guard_address() } else { recovery };
     if target == 0 {
-        let fault = Fault { vector: number, error: frame.error, rip: frame.rip };
+        let fault = frame.fault();
         println!("probe: stray exception {fault}, rsp {:#x}, cr2 {:#x}", frame.rsp, cpu::cr2());
         crate::machine::power_off();
     }
     unwind(frame, target);
 }
 
-/// Notes what came, and goes on at `target`, in ring 0 with interrupts off.
+/// Notes what came, and goes on at `target`, in ring 0 (or what a paravirtual kernel has of it) with interrupts off.
 fn unwind(frame: &mut Frame, target: u64) {
     CAUGHT.store(true, Relaxed);
-    CAUGHT_VECTOR.store(frame.vector, Relaxed);
-    CAUGHT_ERROR.store(frame.error, Relaxed);
-    CAUGHT_RIP.store(frame.rip, Relaxed);
+    for (caught, word) in CAUGHT_FRAME.iter().zip(frame.words()) {
+        caught.store(word, Relaxed);
+    }
     CAUGHT_CR2.store(cpu::cr2(), Relaxed);
-    CAUGHT_RFLAGS.store(frame.rflags, Relaxed);
+    CAUGHT_AT.store((&raw const *frame).expose_provenance() as u64, Relaxed);
+    CAUGHT_HANDLER_FLAGS.store(cpu::rflags(), Relaxed);
+    if xen::active() {
+        CAUGHT_MASK.store(xen::info::vcpu().mask.load(Relaxed), Relaxed);
+    }
     if target == guard_address() {
         // What comes right behind the IRET finds a stack there, whatever the guarded code made of it.
         frame.rsp = PROBE_GUARD.load(Relaxed);
     }
     frame.rip = target;
-    frame.rflags &= !(RFLAGS_TF | RFLAGS_IF);
-    frame.cs = u64::from(selector::KERNEL_CODE);
-    frame.ss = u64::from(selector::KERNEL_DATA);
+    frame.rflags &= !(RFLAGS_TF | RFLAGS_IF | RFLAGS_DF | RFLAGS_NT | RFLAGS_AC);
+    let (code, data) = if xen::active() {
+        (xen::abi::selector::KERNEL_CODE, xen::abi::selector::DATA)
+    } else {
+        (selector::KERNEL_CODE, selector::KERNEL_DATA)
+    };
+    frame.cs = u64::from(code);
+    frame.ss = u64::from(data);
 }
 
-// The stubs: one each 16 bytes. Vectors whose exceptions push an error code: 8, 10 to 14, 17, 21, 29, 30.
+// The stubs: one each 16 bytes. Vectors whose exceptions push an error code: 8, 10 to 14, 17, 21, 29, 30. A paravirtual guest comes here
+// by the stubs of `xen`, and returns by a hypercall (Xen public headers, `arch-x86/xen-x86_64.h`, `iret_context`).
 global_asm!(
     r#"
     .section .text.stubs, "ax"
@@ -409,7 +476,16 @@ probe_stubs:
     popq %rcx
     popq %rax
     addq $16, %rsp
+    cmpb $0, PROBE_XEN(%rip)
+    jne 3f
     iretq
+3:  pushq $0
+    pushq %rcx
+    pushq %r11
+    pushq %rax
+    movl ${iret}, %eax
+    syscall
+    ud2
 
     /* u64 probe_guarded(void (*function)(void *), void *argument): 0, or 1 after an exception nobody waited for. */
     .globl probe_guarded
@@ -442,6 +518,7 @@ probe_guard_unwind:
     ret
     "#,
     handler = sym on_exception,
+    iret = const xen::abi::call::IRET,
     options(att_syntax)
 );
 
@@ -561,8 +638,18 @@ pub fn stub(vector: u8) -> u64 {
     unsafe { (&raw const probe_stubs).cast::<[u8; 16]>().add(usize::from(vector)) as u64 }
 }
 
+/// The top of the stack for entries from ring 3.
+#[must_use]
+pub fn user_entry_stack() -> u64 {
+    OTHER_STACKS.address() + 8192
+}
+
 /// Points every vector to its stub.
 pub fn fill_idt() {
+    if xen::active() {
+        xen::traps::fill();
+        return;
+    }
     for vector in 0..=u8::MAX {
         let stack = u64::from(vector == vector::DF);
         let privilege = if vector == vector::BP { 3 } else { 0 };
@@ -586,14 +673,24 @@ pub fn set_gate(number: u8, address: u64, stack: u64) {
     IDT.set(usize::from(number) * 2 + 1, high);
 }
 
+/// Gives a vector its own stub, which code of ring `privilege` may go to by INT n.
+pub fn open_gate(number: u8, privilege: u64) {
+    if xen::active() {
+        xen::traps::open(number, privilege);
+        return;
+    }
+    let [low, high] = gate(stub(number), 0, privilege);
+    IDT.set(usize::from(number) * 2, low);
+    IDT.set(usize::from(number) * 2 + 1, high);
+}
+
 /// Sets GDT, TSS and IDT up, and loads them.
 pub fn install() {
     let tss = TSS.address();
     GDT.set(7, 103 | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56);
     GDT.set(8, tss >> 32);
-    let stacks = OTHER_STACKS.address();
-    TSS.set(0, (stacks + 8192) << 32);
-    set_interrupt_stack(1, stacks + 16384);
+    TSS.set(0, user_entry_stack() << 32);
+    set_interrupt_stack(1, OTHER_STACKS.address() + 16384);
     TSS.set(12, 104 << 48);
     fill_idt();
     let gdtr = TablePointer { limit: 103, base: GDT.address() };

@@ -6,6 +6,7 @@
 //! | 2 MiB | the image, with stack and page tables |
 //! | 4 MiB | [`USER_PAGE`] |
 //! | 6 MiB | [`SCRATCH`], and [`LEGACY`] behind it |
+//! | 8 MiB | [`FRAMES`] |
 
 /// A 2 MiB page that ring 3 may use.
 pub const USER_PAGE: u64 = 0x40_0000;
@@ -18,6 +19,12 @@ pub const SCRATCH_SIZE: u64 = 0x1e_0000;
 
 /// 128 KiB for what goes on outside of long mode: `legacy` has its own tables and stack there.
 pub const LEGACY: u32 = 0x7e_0000;
+
+/// Frames of a paravirtual guest's, for page tables and the like.
+pub const FRAMES: u64 = 0x80_0000;
+
+/// Bytes at [`FRAMES`].
+pub const FRAMES_SIZE: u64 = 0x40_0000;
 
 /// 16 KiB for what goes on in real mode, below 1 MiB: code, data with the stack, interrupt vectors.
 pub const REAL: u32 = 0x8000;

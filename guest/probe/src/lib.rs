@@ -1,7 +1,8 @@
 //! covisor's probe guest: a bare 64-bit kernel that looks at an engine from inside.
 //!
 //! It is one ELF file with a PVH note, so it boots in covisor, in QEMU (`-kernel`) and in the small KVM program of
-//! `tests/kvm-bench`: the same checks and the same measurements run on all of them. The command line says what to do:
+//! `tests/kvm-bench`: the same checks and the same measurements run on all of them. By its other notes it is a kernel for the 64-bit
+//! Xen PV ABI as well ([`xen`]), for covisor's engine `coop` and for Xen. The command line says what to do:
 //!
 //! * `test=all` (or nothing): every check of [`checks::ALL`]; `test=NAME,NAME` only these;
 //! * `test=bench`: what exits cost ([`bench`]);
@@ -41,3 +42,4 @@ pub mod report;
 pub mod rng;
 pub mod start;
 pub mod user;
+pub mod xen;

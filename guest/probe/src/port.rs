@@ -2,6 +2,19 @@
 
 use core::arch::asm;
 
+use crate::pci;
+use crate::xen;
+
+/// Scratch register of COM1 (16550): keeps what was written, means nothing.
+const COM1_SCRATCH: u16 = 0x3ff;
+
+/// A port that keeps what was written as one byte, means nothing, and is user mode's: COM1's scratch register, or for a paravirtual
+/// guest, which has no COM1, a PCI function's register of interrupt lines.
+#[must_use]
+pub fn scratch() -> u16 {
+    if xen::active() { pci::scratch() } else { COM1_SCRATCH }
+}
+
 /// OUT of one byte.
 pub fn out8(port: u16, value: u8) {
     // SAFETY: ports reach devices only; the probe owns the machine and hands none of its memory to one.

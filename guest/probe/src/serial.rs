@@ -1,15 +1,13 @@
-//! Output by the first serial port (16550, data register at 0x3f8). The virtual one is always ready, so nothing waits for
-//! its status.
+//! Output by the first serial port (16550, data register at 0x3f8), or by a hypercall. The virtual port is always ready, so nothing
+//! waits for its status.
 
 use core::fmt;
 
 use crate::port;
+use crate::xen;
 
 /// Transmit register of COM1.
 pub const COM1_DATA: u16 = 0x3f8;
-
-/// Scratch register of COM1: keeps what was written, means nothing.
-pub const COM1_SCRATCH: u16 = 0x3ff;
 
 /// The serial port as a text sink.
 #[derive(Debug)]
@@ -17,6 +15,10 @@ pub struct Serial;
 
 impl fmt::Write for Serial {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        if xen::active() {
+            xen::console::write(text.as_bytes());
+            return Ok(());
+        }
         for byte in text.bytes() {
             port::out8(COM1_DATA, byte);
         }

@@ -42,17 +42,20 @@ pub unsafe extern "C" fn start(info: *const StartInfo, entry_tsc: u64) -> ! {
     exception::install();
     // SAFETY: by this function's contract.
     let line = unsafe { command_line(info) };
+    go(&line, entry_tsc)
+}
+
+/// Does what the command line asks for, and ends the machine.
+pub(crate) fn go(line: &CommandLine, entry_tsc: u64) -> ! {
     report::set_emulated_cpu(line.value("cpu") == Some("tcg"));
     println!("probe: entry-tsc {entry_tsc}");
     let test = line.value("test").unwrap_or("all");
     if test == "bench" {
-        bench::run(&line);
+        bench::run(line);
     } else if let Some(mode) = hostile::find(test) {
-        println!("probe: {test}: goes ahead");
-        (mode.run)(&line);
-        println!("probe: {test}: came back");
+        hostile::run(mode, line);
     } else if test != "entry" {
-        checks::run(test, &line);
+        checks::run(test, line);
     }
     machine::power_off()
 }

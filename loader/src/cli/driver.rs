@@ -15,6 +15,7 @@ use crate::driver::DriverError;
 use crate::run::notice;
 use crate::sys::host;
 use crate::sys::module;
+use crate::sys::words;
 
 /// How long the device may take to appear after the module is there.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,9 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) enum Command {
     /// Load the driver
     Install {
-        /// The module's file [default: covisor.ko beside this program, or among the kernel's modules]
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", help = words::MODULE_HELP)]
         module: Option<PathBuf>,
+        /// Do nothing where a driver is loaded already
+        #[arg(long)]
+        unless_loaded: bool,
     },
     /// Unload the driver
     Remove,
@@ -35,7 +38,8 @@ pub(super) enum Command {
 
 pub(super) fn driver(command: &Command) -> ExitCode {
     match command {
-        Command::Install { module } => {
+        Command::Install { unless_loaded: true, .. } if host::has_device() => ExitCode::SUCCESS,
+        Command::Install { module, .. } => {
             let loaded = module::find(module.as_deref()).and_then(|path| module::load(&path).map(|()| path));
             match loaded {
                 Ok(path) => {
@@ -70,14 +74,17 @@ fn status() -> ExitCode {
         Ok(driver) => {
             let handshake = driver.handshake();
             println!("driver      loaded, interface version {}", handshake.version);
-            println!("users       {}", module::users().unwrap_or(0).saturating_sub(1));
+            if let Some(users) = module::users() {
+                // Besides this program.
+                println!("users       {}", users.saturating_sub(1));
+            }
             println!("engines     {}", super::doctor::usable(&driver));
             println!("memory      {} MiB can be given to guests", handshake.memory_available >> 20);
             println!("clock       {} kHz", handshake.tsc_khz);
             ExitCode::SUCCESS
         }
-        Err(error @ DriverError::NotLoaded { .. }) if module::users().is_some() => {
-            fail(format_args!("the module is loaded, but {error}: is devtmpfs mounted on /dev?"), EXIT_DRIVER)
+        Err(error @ DriverError::NotLoaded { .. }) if module::is_loaded() => {
+            fail(format_args!("the module is loaded, but {error}: {}", words::DEVICE_MISSING), EXIT_DRIVER)
         }
         Err(error) => fail(error, EXIT_DRIVER),
     }

@@ -1,4 +1,4 @@
-//! `covisor ps` and `covisor stop`.
+//! `covisor ps` and `covisor stop`, and how other commands find and ask a machine.
 
 use std::io;
 use std::io::Write;
@@ -11,6 +11,9 @@ use std::time::Instant;
 
 use super::EXIT_USAGE;
 use super::fail;
+use crate::control::AGAIN_INTERVAL;
+use crate::control::DEFAULT_TIMEOUT;
+use crate::control::END_PATIENCE;
 use crate::control::Reply;
 use crate::control::Request;
 use crate::control::Status;
@@ -20,8 +23,6 @@ use crate::run::notice;
 use crate::sys::control as socket;
 use crate::sys::process;
 
-/// How long a machine that was ended may take to go.
-const END_PATIENCE: Duration = Duration::from_secs(10);
 /// How often to look whether a machine is gone.
 const INTERVAL: Duration = Duration::from_millis(20);
 
@@ -51,14 +52,8 @@ pub(super) struct StopArgs {
     force: bool,
 }
 
-/// How often the power button is pressed again: a guest that is still starting does not listen to it yet.
-const AGAIN_INTERVAL: Duration = Duration::from_secs(5);
-
-/// How long a guest may take where --timeout does not say.
-const DEFAULT_TIMEOUT: u64 = 60;
-
 /// The running machines, each with its socket.
-fn machines(folder: &Path) -> Vec<(PathBuf, Status)> {
+pub(super) fn machines(folder: &Path) -> Vec<(PathBuf, Status)> {
     let mut machines = Vec::new();
     for path in socket::sockets(folder) {
         match socket::ask(&path, &to_line(&Request::Status)) {
@@ -73,6 +68,50 @@ fn machines(folder: &Path) -> Vec<(PathBuf, Status)> {
         }
     }
     machines
+}
+
+/// The machine of this name, or with this process.
+pub(super) fn named(mut machines: Vec<(PathBuf, Status)>, name: &str) -> Result<Vec<(PathBuf, Status)>, String> {
+    machines.retain(|(_, status)| status.name == name || status.pid.to_string() == name);
+    if machines.is_empty() {
+        return Err(format!("no machine {name} runs: `covisor ps` lists those that do"));
+    }
+    Ok(machines)
+}
+
+/// The socket of the machine of this name, or with this process.
+pub(super) fn find(machine: &str) -> Result<PathBuf, String> {
+    let found = named(machines(&socket::folder()), machine)?;
+    found.into_iter().next().map(|(path, _)| path).ok_or_else(|| format!("no machine {machine} runs"))
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AskError {
+    /// It may be gone.
+    #[error("the machine does not answer: {0}")]
+    Silent(#[source] io::Error),
+    /// Another protocol.
+    #[error("the machine runs on another version of covisor, which cannot do that")]
+    OtherVersion,
+    /// What it says why not.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Asks a machine.
+pub(super) fn ask(path: &Path, request: &Request) -> Result<Reply, AskError> {
+    let line = socket::ask(path, &to_line(request)).map_err(AskError::Silent)?;
+    match from_line(&line) {
+        Some(Reply::Refused(why)) => Err(AskError::Refused(why)),
+        Some(Reply::Unknown) | None => Err(AskError::OtherVersion),
+        Some(reply) => Ok(reply),
+    }
+}
+
+/// What is said of an answer that does not belong to its question.
+pub(super) fn unexpected(reply: &Reply) -> String {
+    format!("the machine gave an answer to another question: {reply:?}")
 }
 
 pub(super) fn ps(args: &PsArgs) -> ExitCode {
@@ -95,18 +134,19 @@ pub(super) fn ps(args: &PsArgs) -> ExitCode {
 /// The list for people.
 fn table<'a>(machines: impl Iterator<Item = &'a Status>) -> String {
     let mut text = format!(
-        "{:<20} {:>8} {:<9} {:<6} {:>8} {:>10} {:>14}\n",
-        "NAME", "PID", "STATE", "ENGINE", "MEM MiB", "UPTIME", "EXITS"
+        "{:<20} {:>8} {:<9} {:<6} {:>8} {:>8} {:>10} {:>14}\n",
+        "NAME", "PID", "STATE", "ENGINE", "MEM MiB", "USED MiB", "UPTIME", "EXITS"
     );
     for status in machines {
         let (minutes, seconds) = (status.uptime / 60, status.uptime % 60);
         text.push_str(&format!(
-            "{:<20} {:>8} {:<9} {:<6} {:>8} {:>10} {:>14}\n",
+            "{:<20} {:>8} {:<9} {:<6} {:>8} {:>8} {:>10} {:>14}\n",
             status.name,
             status.pid,
             status.state.name(),
             status.engine,
             status.memory_mib,
+            status.host_memory_mib,
             format!("{}:{:02}:{seconds:02}", minutes / 60, minutes % 60),
             status.exits.total,
         ));
@@ -117,23 +157,23 @@ fn table<'a>(machines: impl Iterator<Item = &'a Status>) -> String {
 pub(super) fn stop(args: &StopArgs) -> ExitCode {
     let mut chosen = machines(&socket::folder());
     if let Some(machine) = &args.machine {
-        chosen.retain(|(_, status)| status.name == *machine || status.pid.to_string() == *machine);
-        if chosen.is_empty() {
-            return fail(format_args!("no machine {machine} runs: `covisor ps` lists those that do"), EXIT_USAGE);
+        match named(chosen, machine) {
+            Ok(machines) => chosen = machines,
+            Err(error) => return fail(error, EXIT_USAGE),
         }
     }
     // Ask all, then wait for all.
     let ask_first = !args.force || args.timeout.is_some();
     let request = if ask_first { Request::PowerButton } else { Request::End };
     for (path, _) in &chosen {
-        send(path, request);
+        send(path, &request);
     }
     let again = ask_first.then_some(request);
     let patience = if ask_first { Duration::from_secs(args.timeout.unwrap_or(DEFAULT_TIMEOUT)) } else { END_PATIENCE };
     let mut left = wait(&chosen, patience, again);
     if args.force && !left.is_empty() {
         for (path, _) in &left {
-            send(path, Request::End);
+            send(path, &Request::End);
         }
         left = wait(&left, END_PATIENCE, None);
         for (path, status) in &left {
@@ -159,8 +199,8 @@ pub(super) fn stop(args: &StopArgs) -> ExitCode {
     )
 }
 
-fn send(path: &Path, request: Request) {
-    if let Err(error) = socket::ask(path, &to_line(&request)) {
+fn send(path: &Path, request: &Request) {
+    if let Err(error) = socket::ask(path, &to_line(request)) {
         log::debug!("{}: {error}", path.display());
     }
 }
@@ -175,7 +215,7 @@ fn wait(machines: &[(PathBuf, Status)], patience: Duration, again: Option<Reques
         if left.is_empty() || now >= deadline {
             return left;
         }
-        if let Some(request) = again.filter(|_| now >= next) {
+        if let Some(request) = again.as_ref().filter(|_| now >= next) {
             left.iter().for_each(|(path, _)| send(path, request));
             next = now + AGAIN_INTERVAL;
         }
@@ -198,6 +238,7 @@ mod tests {
         assert!(lines[1].contains("1:01:01") && lines[1].contains("512"), "{text}");
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn test_machines_that_are_gone_are_forgotten() {
         let folder = tempfile::tempdir().unwrap();

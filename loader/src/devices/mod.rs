@@ -6,7 +6,9 @@
 pub mod pci;
 pub mod pipe;
 pub mod power;
+pub(crate) mod reports;
 pub mod serial;
 #[cfg(test)]
 mod testing;
 pub mod virtio;
+pub mod xen_console;

@@ -200,6 +200,19 @@ impl HostOutput {
         true
     }
 
+    /// Sends what there is room for and says how much that was. A device that is gone takes everything.
+    #[must_use]
+    pub fn send_now(&self, bytes: &[u8]) -> usize {
+        let mut state = lock(&self.0.state);
+        if state.closed {
+            return bytes.len();
+        }
+        let count = self.0.room(&state).min(bytes.len());
+        state.bytes.extend(&bytes[..count]);
+        self.0.wake_device(state);
+        count
+    }
+
     /// Ends the stream for both sides: a [`HostOutput::send`] that waits returns.
     pub fn close(&self) {
         self.0.close();
@@ -296,6 +309,19 @@ mod tests {
         assert!(output.send(b"c"));
         assert_eq!(wakes.load(Ordering::SeqCst), 2);
         assert!(!input.is_empty());
+    }
+
+    #[test]
+    fn test_a_host_that_does_not_wait_sends_what_there_is_room_for() {
+        let (wakes, wake) = wake();
+        let (output, input) = to_device(4, wake);
+        assert_eq!(output.send_now(b"abcdef"), 4);
+        assert_eq!((output.send_now(b"ef"), wakes.load(Ordering::SeqCst)), (0, 1));
+        let mut bytes = [0; 8];
+        assert_eq!((input.receive(&mut bytes), &bytes[..4]), (4, &b"abcd"[..]));
+        assert_eq!(output.send_now(b"ef"), 2);
+        drop(input);
+        assert_eq!(output.send_now(b"gone"), 4);
     }
 
     #[test]

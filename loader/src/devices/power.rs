@@ -1,7 +1,9 @@
-//! Power: the reset register, the sleep registers of hardware-reduced ACPI, and the power button.
+//! Power: the reset register, the sleep registers of hardware-reduced ACPI; and the events that ACPI tells, the power button
+//! among them.
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
 
@@ -24,6 +26,8 @@ pub const EVENT_PORT: u64 = 0x604;
 pub const EVENT_PORTS: u64 = 1;
 /// Bit of the [`EventRegister`] that tells of the power button.
 pub const EVENT_POWER_BUTTON: u8 = 1 << 0;
+/// Bit of the [`EventRegister`] that tells of devices that came or are to go.
+pub const EVENT_HOT_PLUG: u8 = 1 << 1;
 
 /// What the guest wants of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +128,8 @@ impl fmt::Debug for SleepRegisters {
 
 struct Events {
     pending: AtomicU8,
+    /// The guest's operating system uses ACPI.
+    is_heard: AtomicBool,
     controller: Arc<dyn InterruptController>,
     gsi: u32,
 }
@@ -138,13 +144,21 @@ impl EventRegister {
     /// A register whose events assert `gsi`, level-triggered.
     #[must_use]
     pub fn new(controller: Arc<dyn InterruptController>, gsi: u32) -> Self {
-        Self { events: Arc::new(Events { pending: AtomicU8::new(0), controller, gsi }) }
+        Self {
+            events: Arc::new(Events { pending: AtomicU8::new(0), is_heard: AtomicBool::new(false), controller, gsi }),
+        }
     }
 
     /// The power button.
     #[must_use]
-    pub fn power_button(&self) -> PowerButton {
-        PowerButton { events: Arc::clone(&self.events) }
+    pub fn power_button(&self) -> EventSource {
+        EventSource { events: Arc::clone(&self.events), bit: EVENT_POWER_BUTTON }
+    }
+
+    /// What tells of devices that came or are to go.
+    #[must_use]
+    pub fn hot_plug(&self) -> EventSource {
+        EventSource { events: Arc::clone(&self.events), bit: EVENT_HOT_PLUG }
     }
 }
 
@@ -156,7 +170,10 @@ impl BusDevice for EventRegister {
         *byte = self.events.pending.swap(0, Ordering::SeqCst);
     }
 
-    fn write(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The device's `_INI` writes, which an operating system calls that will take its events.
+    fn write(&mut self, _offset: u64, _data: &[u8]) {
+        self.events.is_heard.store(true, Ordering::SeqCst);
+    }
 }
 
 impl fmt::Debug for EventRegister {
@@ -165,23 +182,30 @@ impl fmt::Debug for EventRegister {
     }
 }
 
-/// The power button: asks the guest's operating system to shut down.
+/// Tells the guest's operating system of one kind of event.
 #[derive(Clone)]
-pub struct PowerButton {
+pub struct EventSource {
     events: Arc<Events>,
+    bit: u8,
 }
 
-impl PowerButton {
-    /// Presses the button.
-    pub fn press(&self) {
-        self.events.pending.fetch_or(EVENT_POWER_BUTTON, Ordering::SeqCst);
+impl EventSource {
+    /// There is such an event.
+    pub fn signal(&self) {
+        self.events.pending.fetch_or(self.bit, Ordering::SeqCst);
         self.events.controller.line(self.events.gsi, true);
+    }
+
+    /// Whether the guest's operating system is up to its use of ACPI, and so will hear of events.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.events.is_heard.load(Ordering::SeqCst)
     }
 }
 
-impl fmt::Debug for PowerButton {
+impl fmt::Debug for EventSource {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("PowerButton").field("gsi", &self.events.gsi).finish_non_exhaustive()
+        formatter.debug_struct("EventSource").field("bit", &self.bit).finish_non_exhaustive()
     }
 }
 
@@ -229,14 +253,28 @@ mod tests {
     }
 
     #[test]
-    fn test_the_power_button_asserts_its_line_until_it_is_read() {
+    fn test_a_guest_hears_once_it_has_said_so() {
+        let mut register = EventRegister::new(Arc::new(Interrupts::default()), 9);
+        let button = register.power_button();
+        register.read(0, &mut [0]);
+        assert!(!button.is_heard());
+        register.write(0, &[1]);
+        assert!(button.is_heard());
+    }
+
+    #[test]
+    fn test_an_event_asserts_its_line_until_it_is_read() {
         let interrupts = Arc::new(Interrupts::default());
         let mut register = EventRegister::new(interrupts.clone(), 9);
-        register.power_button().press();
+        register.power_button().signal();
         assert_eq!(interrupts.take_lines(), [(9, true)]);
         let mut data = [0xff];
         register.read(0, &mut data);
         assert_eq!((data, interrupts.take_lines()), ([EVENT_POWER_BUTTON], vec![(9, false)]));
+        register.hot_plug().signal();
+        register.power_button().signal();
+        register.read(0, &mut data);
+        assert_eq!(data, [EVENT_POWER_BUTTON | EVENT_HOT_PLUG]);
         register.read(0, &mut data);
         assert_eq!(data, [0]);
     }

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use covisor_abi::DoorbellSpace;
 
 use crate::platform::Doorbells;
-use crate::platform::EventFd;
+use crate::platform::Event;
 use crate::platform::InterruptController;
 use crate::platform::lock;
 
@@ -44,7 +44,7 @@ impl InterruptController for Interrupts {
 #[derive(Debug)]
 pub(crate) struct Bells {
     room: usize,
-    bells: Mutex<Vec<(u64, u32, EventFd)>>,
+    bells: Mutex<Vec<(u64, u32, Event)>>,
 }
 
 impl Bells {
@@ -60,12 +60,12 @@ impl Bells {
 
     /// Stores to `address`, and says whether there was a doorbell.
     pub(crate) fn ring(&self, address: u64) -> bool {
-        lock(&self.bells).iter().filter(|bell| bell.0 == address).any(|bell| bell.2.write(1).is_ok())
+        lock(&self.bells).iter().filter(|bell| bell.0 == address).map(|bell| bell.2.signal()).next().is_some()
     }
 }
 
 impl Doorbells for Bells {
-    fn add(&self, space: DoorbellSpace, address: u64, width: u32, event: &EventFd) -> io::Result<()> {
+    fn add(&self, space: DoorbellSpace, address: u64, width: u32, event: &Event) -> io::Result<()> {
         assert_eq!(space, DoorbellSpace::Port);
         let mut bells = lock(&self.bells);
         if bells.len() >= self.room {

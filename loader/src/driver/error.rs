@@ -8,19 +8,23 @@ use covisor_abi::EngineKind;
 use covisor_abi::EngineStatus;
 use thiserror::Error;
 
+use crate::sys::OpenRefusal;
+use crate::sys::transport::open_refusal;
+use crate::sys::words;
+use crate::sys::words::GET_ACCESS;
+use crate::sys::words::INSTALL;
+
 /// Why the driver cannot do what it was asked.
 #[derive(Debug, Error)]
 pub enum DriverError {
     /// There is no device.
-    #[error("the driver is not loaded ({path} is not there): type `sudo covisor driver install`")]
+    #[error("the driver is not loaded ({path} is not there): type {INSTALL}")]
     NotLoaded {
         /// Where it should be.
         path: String,
     },
     /// The device is there, and this user must not open it.
-    #[error(
-        "you may not open {path}: run covisor as root (`sudo covisor …`), or let an administrator give you access to it"
-    )]
+    #[error("you may not open {path}: {GET_ACCESS}")]
     PermissionDenied {
         /// The device.
         path: String,
@@ -34,7 +38,7 @@ pub enum DriverError {
         source: io::Error,
     },
     /// The device does not know covisor's calls.
-    #[error("{path} is not covisor's driver: remove what made it, then type `sudo covisor driver install`")]
+    #[error("{path} is not covisor's driver: remove what made it, then type {INSTALL}")]
     NotOurs {
         /// The device.
         path: String,
@@ -42,7 +46,7 @@ pub enum DriverError {
     /// Driver and loader speak different versions of the interface.
     #[error(
         "the driver speaks interface version {driver}, this covisor speaks version {loader}: \
-         install the driver that belongs to it by `sudo covisor driver install`"
+         install the driver that belongs to it by {INSTALL}"
     )]
     VersionMismatch {
         /// The driver's version.
@@ -93,7 +97,7 @@ pub enum DriverError {
     },
     /// The driver answered with something that its interface does not know.
     #[error(
-        "the driver answered {call:?} with an unknown {what} ({value}): install the driver that belongs to this covisor by `sudo covisor driver install`"
+        "the driver answered {call:?} with an unknown {what} ({value}): install the driver that belongs to this covisor by {INSTALL}"
     )]
     BadAnswer {
         /// The call.
@@ -121,7 +125,9 @@ const fn alternative(status: EngineStatus) -> &'static str {
         | EngineStatus::CpuLacks
         | EngineStatus::NoNestedPaging
         | EngineStatus::NoUnrestrictedGuest
-        | EngineStatus::LacksControls => "; use --engine auto",
+        | EngineStatus::LacksControls
+        | EngineStatus::ShadowStackOn
+        | EngineStatus::FredOn => "; use --engine auto",
         EngineStatus::Usable
         | EngineStatus::DisabledByFirmware
         | EngineStatus::Taken
@@ -150,11 +156,14 @@ impl fmt::Display for EngineVerdict {
             (EngineStatus::Usable, EngineKind::Vmx) => {
                 f.write_str("Intel VT-x with EPT and unrestricted guest is available")
             }
+            (EngineStatus::Usable, EngineKind::Coop) => {
+                write!(f, "{name} is available, for kernels with Xen PV support")
+            }
             (EngineStatus::Usable, _) => write!(f, "{name} is available"),
             (EngineStatus::NotBuilt, _) => f.write_str("the installed driver was built without it"),
-            (EngineStatus::CpuLacks, EngineKind::Coop) => {
-                f.write_str("this CPU lacks what the cooperative world switch needs")
-            }
+            (EngineStatus::CpuLacks, EngineKind::Coop) => f.write_str(
+                "this CPU, or the way in which the host's kernel uses it, does not allow the cooperative world switch",
+            ),
             (EngineStatus::CpuLacks, _) => write!(f, "this CPU does not have {name}"),
             (EngineStatus::DisabledByFirmware, EngineKind::Svm) => f.write_str(
                 "AMD-V is switched off in the firmware's settings: switch on \"SVM Mode\" there, then power the machine off and on",
@@ -167,23 +176,17 @@ impl fmt::Display for EngineVerdict {
                 "{name} is switched off in the firmware's settings: switch it on there, then power the machine off and on"
             ),
             (EngineStatus::Taken, EngineKind::Svm | EngineKind::Vmx) => {
-                let kvm = if self.engine == EngineKind::Svm { "kvm_amd" } else { "kvm_intel" };
-                write!(
-                    f,
-                    "another hypervisor holds {name}; end its machines, and unload it if that is not enough (KVM: \
-                     `sudo modprobe -r {kvm}`; VirtualBox: `sudo modprobe -r vboxnetadp vboxnetflt vboxdrv`; VMware: \
-                     `sudo modprobe -r vmmon`)"
-                )
+                write!(f, "another hypervisor holds {name}; end its machines, and {}", words::release(self.engine))
             }
             (EngineStatus::Taken, _) => write!(f, "another hypervisor holds {name}; end its machines"),
             (EngineStatus::NoNestedPaging, EngineKind::Vmx) => {
-                f.write_str("this CPU's VT-x has no nested paging (EPT): the engine coop is to run guests on it, once there")
+                f.write_str("this CPU's VT-x has no nested paging (EPT), which the engine coop does without")
             }
             (EngineStatus::NoNestedPaging, _) => {
-                write!(f, "this CPU's {name} has no nested paging: the engine coop is to run guests on it, once there")
+                write!(f, "this CPU's {name} has no nested paging, which the engine coop does without")
             }
             (EngineStatus::NoUnrestrictedGuest, _) => f.write_str(
-                "this CPU's VT-x cannot run real mode (unrestricted guest): the engine coop is to run guests on it, once there",
+                "this CPU's VT-x cannot run real mode (unrestricted guest), which the engine coop does without",
             ),
             (EngineStatus::HiddenByHyperV, _) => write!(
                 f,
@@ -205,6 +208,12 @@ impl fmt::Display for EngineVerdict {
                 f,
                 "this CPU's {name} lacks controls that covisor needs: it is too old, or a hypervisor hides them"
             ),
+            (EngineStatus::ShadowStackOn, _) => {
+                write!(f, "this host's kernel runs with a shadow stack (CET), which {name} cannot do with yet")
+            }
+            (EngineStatus::FredOn, _) => {
+                write!(f, "this host's kernel takes events by FRED, which {name} cannot do with yet")
+            }
         }
     }
 }
@@ -213,10 +222,10 @@ impl DriverError {
     /// From the host's error of opening the device at `path`.
     pub(super) fn from_open(path: &str, source: io::Error) -> Self {
         let path = path.to_owned();
-        match source.raw_os_error() {
-            Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => Self::NotLoaded { path },
-            Some(libc::EACCES | libc::EPERM) => Self::PermissionDenied { path },
-            _ => Self::Open { path, source },
+        match open_refusal(&source) {
+            OpenRefusal::NoDevice => Self::NotLoaded { path },
+            OpenRefusal::NotAllowed => Self::PermissionDenied { path },
+            OpenRefusal::Other => Self::Open { path, source },
         }
     }
 }
@@ -224,20 +233,23 @@ impl DriverError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::ENGINES;
 
     #[test]
     fn test_open_errors_name_cause_and_remedy() {
-        let text = |errno| DriverError::from_open("/dev/covisor", io::Error::from_raw_os_error(errno)).to_string();
-        assert!(text(libc::ENOENT).contains("sudo covisor driver install"));
-        assert!(text(libc::EACCES).contains("root"));
-        assert!(text(libc::EMFILE).contains("cannot open /dev/covisor"));
+        // ENOENT, EACCES, EMFILE; ERROR_FILE_NOT_FOUND, ERROR_ACCESS_DENIED, ERROR_TOO_MANY_OPEN_FILES.
+        let [missing, denied, other] = if cfg!(windows) { [2, 5, 4] } else { [2, 13, 24] };
+        let text = |number| DriverError::from_open("/dev/covisor", io::Error::from_raw_os_error(number)).to_string();
+        assert!(text(missing).contains(INSTALL));
+        assert!(text(denied).contains(GET_ACCESS));
+        assert!(text(other).contains("cannot open /dev/covisor"));
     }
 
     #[test]
     fn test_every_engine_status_has_a_sentence_of_its_own() {
         let statuses: Vec<_> = (0..).map_while(EngineStatus::from_u32).collect();
-        assert_eq!(statuses.len(), 10);
-        for engine in [EngineKind::Svm, EngineKind::Vmx] {
+        assert_eq!(statuses.len(), 12);
+        for engine in ENGINES {
             let mut texts: Vec<_> =
                 statuses.iter().map(|&status| EngineVerdict { engine, status }.to_string()).collect();
             texts.sort();
@@ -248,7 +260,7 @@ mod tests {
 
     #[test]
     fn test_what_is_said_of_engines_is_not_too_long_for_one_line() {
-        for engine in [EngineKind::Svm, EngineKind::Vmx] {
+        for engine in ENGINES {
             for status in (0..).map_while(EngineStatus::from_u32) {
                 // Of the other vendor's extension there is no more to say than this.
                 let reasons = format!("vmx: {}; svm: this CPU does not have AMD-V", EngineVerdict { engine, status });
@@ -264,9 +276,9 @@ mod tests {
     fn test_verdicts_name_the_remedy() {
         let text = |engine, status| EngineVerdict { engine, status }.to_string();
         assert!(text(EngineKind::Vmx, EngineStatus::DisabledByFirmware).contains("Intel Virtualization Technology"));
-        assert!(text(EngineKind::Vmx, EngineStatus::Taken).contains("modprobe -r kvm_intel"));
-        assert!(text(EngineKind::Svm, EngineStatus::Taken).contains("modprobe -r kvm_amd"));
-        assert!(text(EngineKind::Svm, EngineStatus::Taken).contains("vboxdrv"));
+        for engine in [EngineKind::Svm, EngineKind::Vmx] {
+            assert!(text(engine, EngineStatus::Taken).contains(words::release(engine)));
+        }
         let hidden = text(EngineKind::Vmx, EngineStatus::HiddenByHyperV);
         assert!(hidden.contains("-ExposeVirtualizationExtensions $true"), "{hidden}");
         for status in [EngineStatus::NoNestedPaging, EngineStatus::NoUnrestrictedGuest] {

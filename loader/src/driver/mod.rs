@@ -17,6 +17,7 @@ use covisor_abi::IrqLine;
 use covisor_abi::Kick;
 use covisor_abi::MAGIC;
 use covisor_abi::MemoryAdd;
+use covisor_abi::MemoryDiscard;
 use covisor_abi::Msi;
 use covisor_abi::Run;
 use covisor_abi::Stats;
@@ -24,8 +25,6 @@ use covisor_abi::VERSION;
 use covisor_abi::VcpuCreate;
 use covisor_abi::VcpuState;
 use covisor_abi::VmCreate;
-use vm_memory::GuestAddress;
-use vm_memory::GuestRegionMmap;
 use zerocopy::FromBytes;
 use zerocopy::Immutable;
 use zerocopy::IntoBytes;
@@ -34,12 +33,14 @@ pub use error::DriverError;
 pub use error::EngineVerdict;
 
 use crate::platform::Doorbells;
-use crate::platform::EventFd;
+use crate::platform::Event;
 use crate::platform::GuestRam;
 use crate::platform::InterruptController;
+use crate::sys::CallRefusal;
+use crate::sys::memory::unmap;
 use crate::sys::transport::DEVICE_PATH;
 use crate::sys::transport::Transport;
-use crate::sys::transport::event_handle;
+use crate::sys::transport::call_refusal;
 
 /// The engines that a driver may have, best first.
 pub const ENGINES: [EngineKind; 3] = [EngineKind::Svm, EngineKind::Vmx, EngineKind::Coop];
@@ -68,8 +69,8 @@ impl Driver {
         let name = path.display().to_string();
         let transport = Transport::open(path).map_err(|source| DriverError::from_open(&name, source))?;
         let mut handshake = Handshake { magic: MAGIC, version: VERSION, ..Handshake::default() };
-        transport.call(Call::Handshake, &mut handshake).map_err(|source| match source.raw_os_error() {
-            Some(libc::ENOTTY) => DriverError::NotOurs { path: name },
+        transport.call(Call::Handshake, &mut handshake).map_err(|source| match call_refusal(&source) {
+            CallRefusal::NotOurs => DriverError::NotOurs { path: name },
             _ => DriverError::Call { call: Call::Handshake, source },
         })?;
         check_version(&handshake)?;
@@ -129,9 +130,9 @@ impl Driver {
     pub fn create_vm(self, engine: EngineKind, vcpus: u32) -> Result<Vm, DriverError> {
         self.check(engine, vcpus)?;
         let mut create = VmCreate { engine: engine as u32, vcpus };
-        self.transport.call(Call::VmCreate, &mut create).map_err(|source| match source.raw_os_error() {
+        self.transport.call(Call::VmCreate, &mut create).map_err(|source| match call_refusal(&source) {
             // It was usable at the handshake, so somebody took it since then.
-            Some(libc::ENODEV) => DriverError::EngineUnavailable { engine, status: EngineStatus::Taken },
+            CallRefusal::NoEngine => DriverError::EngineUnavailable { engine, status: EngineStatus::Taken },
             _ => DriverError::Call { call: Call::VmCreate, source },
         })?;
         let engine = EngineKind::from_u32(create.engine)
@@ -172,34 +173,55 @@ impl Vm {
         self.engine
     }
 
-    /// Gives it RAM at these addresses (start, bytes) and maps it into this process.
+    /// Gives it RAM at these addresses (start, bytes) and maps it into this process. Also tells whether host memory comes where
+    /// it is touched first, and can be given back.
     ///
     /// # Errors
     /// When the host does not have that much.
-    pub fn add_memory(&self, ranges: &[(u64, u64)]) -> Result<GuestRam, DriverError> {
+    pub fn add_memory(&self, ranges: &[(u64, u64)]) -> Result<(GuestRam, bool), DriverError> {
+        let mut on_demand = true;
         let total = ranges.iter().map(|&(_, size)| size).sum();
         let mut regions = Vec::with_capacity(ranges.len());
         for &(gpa, size) in ranges {
-            let mut add = MemoryAdd { gpa, size, map: 0 };
-            self.transport.call(Call::MemoryAdd, &mut add).map_err(|source| match source.raw_os_error() {
-                Some(libc::ENOMEM) => DriverError::NoMemory { bytes: total },
+            let mut add = MemoryAdd { gpa, size, ..MemoryAdd::default() };
+            self.transport.call(Call::MemoryAdd, &mut add).map_err(|source| match call_refusal(&source) {
+                CallRefusal::NoMemory => DriverError::NoMemory { bytes: total },
                 _ => DriverError::Call { call: Call::MemoryAdd, source },
             })?;
+            on_demand &= add.on_demand != 0;
             let bytes = usize::try_from(size).map_err(|_| DriverError::NoMemory { bytes: total })?;
-            let mapping = self.transport.map(add.map, bytes).map_err(DriverError::Map)?;
-            let region = GuestRegionMmap::new(mapping, GuestAddress(gpa))
-                .map_err(|error| DriverError::Map(io::Error::other(error)))?;
-            regions.push(region);
+            regions.push(self.transport.map(gpa, add.map, bytes).map_err(DriverError::Map)?);
         }
-        GuestRam::from_regions(regions).map_err(|error| DriverError::Map(io::Error::other(error)))
+        let ram = GuestRam::from_regions(regions).map_err(|error| DriverError::Map(io::Error::other(error)))?;
+        Ok((ram, on_demand))
     }
 
-    /// Gives it its next vCPU.
+    /// Gives host memory back: the guest has no use for what these bytes of `ram` hold. Only whole 2 MiB go. No vCPU runs.
+    ///
+    /// # Errors
+    /// When the driver refuses, or the host.
+    pub fn discard_memory(&self, ram: &GuestRam, gpa: u64, size: u64) -> Result<(), DriverError> {
+        call(&self.transport, Call::MemoryDiscard, &mut MemoryDiscard { gpa, size, ..MemoryDiscard::default() })?;
+        // The driver has let go. What this process has mapped goes now.
+        unmap(ram, gpa, size).map_err(DriverError::Map)
+    }
+
+    /// Bytes of host memory that its RAM has now.
     ///
     /// # Errors
     /// When the driver refuses.
-    pub fn create_vcpu(self: &Arc<Self>, vcpu: u32) -> Result<Vcpu, DriverError> {
-        call(&self.transport, Call::VcpuCreate, &mut VcpuCreate { vcpu, flags: 0 })?;
+    pub fn memory_allocated(&self) -> Result<u64, DriverError> {
+        let mut discard = MemoryDiscard::default();
+        call(&self.transport, Call::MemoryDiscard, &mut discard)?;
+        Ok(discard.allocated)
+    }
+
+    /// Gives it its next vCPU. `flags` are 0, or what [`VcpuCreate`] has.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn create_vcpu(self: &Arc<Self>, vcpu: u32, flags: u32) -> Result<Vcpu, DriverError> {
+        call(&self.transport, Call::VcpuCreate, &mut VcpuCreate { vcpu, flags })?;
         Ok(Vcpu { vm: Arc::clone(self), index: vcpu })
     }
 
@@ -238,9 +260,8 @@ impl InterruptController for Vm {
 }
 
 impl Doorbells for Vm {
-    fn add(&self, space: DoorbellSpace, address: u64, width: u32, event: &EventFd) -> io::Result<()> {
-        let event = event_handle(event);
-        let mut change = DoorbellChange { address, space: space as u32, width, event };
+    fn add(&self, space: DoorbellSpace, address: u64, width: u32, event: &Event) -> io::Result<()> {
+        let mut change = DoorbellChange { address, space: space as u32, width, event: event.handle() };
         self.transport.call(Call::DoorbellAdd, &mut change)
     }
 
@@ -299,8 +320,8 @@ impl RunVcpu for Vcpu {
         run.vcpu = self.index;
         match self.vm.transport.call(Call::Run, run) {
             Ok(()) => Ok(()),
-            // The host ended the call by a signal before the guest ran: the same as an exit for it.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+            // The host ended the call before the guest ran: the same as an exit for it.
+            Err(error) if call_refusal(&error) == CallRefusal::Interrupted => {
                 run.exit = covisor_abi::ExitReason::Interrupted as u32;
                 Ok(())
             }
@@ -312,23 +333,29 @@ impl RunVcpu for Vcpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::words::INSTALL;
+
+    /// A device of another kind.
+    const FOREIGN: &str = if cfg!(windows) { "NUL" } else { "/dev/null" };
 
     fn driver(engines: [EngineStatus; 4]) -> Driver {
         Driver {
-            transport: Transport::open(Path::new("/dev/null")).unwrap(),
+            transport: Transport::open(Path::new(FOREIGN)).unwrap(),
             handshake: Handshake { engines: engines.map(|status| status as u32), max_vcpus: 1, ..Handshake::default() },
         }
     }
 
     #[test]
     fn test_a_missing_device_is_said_with_its_remedy() {
-        let error = Driver::open_at(Path::new("/dev/covisor-is-not-there")).unwrap_err();
+        let error = Driver::open_at(&Path::new(DEVICE_PATH).with_extension("not-there")).unwrap_err();
         assert!(matches!(error, DriverError::NotLoaded { .. }), "{error}");
     }
 
+    // Wine's NUL refuses calls as if they were known.
+    #[cfg(target_os = "linux")]
     #[test]
     fn test_a_foreign_device_is_told_from_ours() {
-        let error = Driver::open_at(Path::new("/dev/null")).unwrap_err();
+        let error = Driver::open_at(Path::new(FOREIGN)).unwrap_err();
         assert!(matches!(error, DriverError::NotOurs { .. }), "{error}");
     }
 
@@ -337,8 +364,10 @@ mod tests {
         let error = check_version(&Handshake { version: VERSION + 5, ..Handshake::default() }).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the driver speaks interface version 7, this covisor speaks version 2: install the driver that belongs to it \
-             by `sudo covisor driver install`"
+            format!(
+                "the driver speaks interface version 9, this covisor speaks version 4: install the driver that belongs to it \
+                 by {INSTALL}"
+            )
         );
     }
 

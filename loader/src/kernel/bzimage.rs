@@ -115,6 +115,15 @@ impl BzImage {
         }
     }
 
+    /// Where the packed `vmlinux` lies in the file (`payload_offset`, `payload_length`): start and size.
+    pub(super) fn payload(&self) -> Result<(u64, u64), KernelError> {
+        let (start, size) = (u64::from(self.header.payload_offset), u64::from(self.header.payload_length));
+        if size == 0 || start + size > self.size {
+            return Err(KernelError::Damaged("its payload goes over its end"));
+        }
+        Ok((self.offset + start, size))
+    }
+
     /// Longest command line that it takes, without the final NUL.
     pub(super) fn command_line_max(&self) -> u64 {
         u64::from(self.header.cmdline_size)

@@ -1,24 +1,28 @@
-//! Kernel files compressed as a whole (`vmlinux.gz`, `vmlinux.xz`, `vmlinux.zst`).
+//! Kernel files compressed as a whole (`vmlinux.gz`, `vmlinux.xz`, `vmlinux.zst`), and what a bzImage holds.
 //!
-//! A bzImage is not one of them: it holds its own decompressor.
+//! A bzImage as a file is not compressed: it holds its own decompressor, which runs in the guest.
 
 use std::io;
 use std::io::BufReader;
+use std::io::Cursor;
 use std::io::Read;
 use std::io::Seek;
 use std::io::SeekFrom;
 use std::io::Write;
 
 use crate::kernel::error::KernelError;
+use crate::kernel::lz4;
 
+/// First bytes of gzip.
+const GZIP: &[u8] = &[0x1f, 0x8b, 0x08];
 /// A kind of compression, by its first bytes.
 const KINDS: [(&[u8], Kind); 7] = [
-    (&[0x1f, 0x8b, 0x08], Kind::Gzip),
+    (GZIP, Kind::Gzip),
     (b"\xfd7zXZ\0", Kind::Xz),
     (&[0x28, 0xb5, 0x2f, 0xfd], Kind::Zstd),
     (b"BZh", Kind::Other("bzip2")),
     (&[0x5d, 0, 0], Kind::Other("lzma")),
-    (&[0x02, 0x21, 0x4c, 0x18], Kind::Other("lz4")),
+    (&lz4::MAGIC, Kind::Lz4),
     (&[0x89, b'L', b'Z', b'O'], Kind::Other("lzop")),
 ];
 
@@ -30,6 +34,7 @@ enum Kind {
     Gzip,
     Xz,
     Zstd,
+    Lz4,
     Other(&'static str),
 }
 
@@ -53,6 +58,7 @@ pub(super) fn decompress<R: Read + Seek>(file: &mut R, limit: u64) -> Result<Opt
             let decoder = ruzstd::decoding::StreamingDecoder::new(BufReader::new(file)).map_err(io::Error::other);
             ("zstd", decoder.and_then(|mut decoder| io::copy(&mut decoder, &mut out).map(drop)))
         }
+        Kind::Lz4 => ("lz4", lz4::decompress(&mut BufReader::new(file), &mut out)),
         Kind::Other(name) => return Err(KernelError::UnknownCompression(name)),
     };
     match result {
@@ -60,6 +66,27 @@ pub(super) fn decompress<R: Read + Seek>(file: &mut R, limit: u64) -> Result<Opt
         Err(source) => Err(KernelError::Decompress { kind: name, source }),
         Ok(()) => Ok(Some(out.bytes)),
     }
+}
+
+/// The `vmlinux` that a bzImage holds in the `size` bytes at `start`. Not more than `limit` bytes.
+pub(super) fn unpack<R: Read + Seek>(
+    file: &mut R,
+    (start, size): (u64, u64),
+    limit: u64,
+) -> Result<Vec<u8>, KernelError> {
+    let mut payload = Vec::new();
+    file.seek(SeekFrom::Start(start))?;
+    file.by_ref().take(size).read_to_end(&mut payload)?;
+    // Linux appends the unpacked size, except to gzip, where it is the format's own end (`scripts/Makefile.lib`).
+    if !payload.starts_with(GZIP) {
+        payload.truncate(payload.len().saturating_sub(size_of::<u32>()));
+    }
+    decompress(&mut Cursor::new(payload), limit)
+        .map_err(|error| match error {
+            KernelError::UnknownCompression(kind) => KernelError::UnknownPayload(kind),
+            other => other,
+        })?
+        .ok_or(KernelError::Damaged("what it holds is not compressed in a way of Linux's"))
 }
 
 /// A buffer that refuses to grow over a limit.
@@ -109,7 +136,7 @@ mod tests {
     #[test]
     fn test_each_compression_is_undone() {
         let data = b"kernel".repeat(5000);
-        for packed in [gzip(&data), xz(&data), zstd(&data)] {
+        for packed in [gzip(&data), xz(&data), zstd(&data), lz4::frame(&data)] {
             let out = decompress(&mut Cursor::new(packed), 1 << 20).unwrap();
             assert_eq!(out.as_deref(), Some(&data[..]));
         }
@@ -124,7 +151,7 @@ mod tests {
     #[test]
     fn test_a_bomb_stops_at_the_limit() {
         let data = vec![0; 1 << 20];
-        for packed in [gzip(&data), xz(&data), zstd(&data)] {
+        for packed in [gzip(&data), xz(&data), zstd(&data), lz4::frame(&data)] {
             let error = decompress(&mut Cursor::new(packed), 1 << 16).unwrap_err();
             assert!(matches!(error, KernelError::DecompressedTooLarge { .. }), "{error}");
         }
@@ -133,7 +160,7 @@ mod tests {
     #[test]
     fn test_damaged_data_is_an_error() {
         let data = b"kernel".repeat(5000);
-        for mut packed in [gzip(&data), xz(&data), zstd(&data)] {
+        for mut packed in [gzip(&data), xz(&data), zstd(&data), lz4::frame(&data)] {
             packed.truncate(packed.len() / 2);
             let error = decompress(&mut Cursor::new(packed), 1 << 20).unwrap_err();
             assert!(matches!(error, KernelError::Decompress { .. }), "{error}");

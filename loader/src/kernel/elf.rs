@@ -9,17 +9,15 @@ use elf::abi::ET_DYN;
 use elf::abi::ET_EXEC;
 use elf::abi::PN_XNUM;
 use elf::abi::PT_LOAD;
-use elf::abi::PT_NOTE;
 use elf::endian::LittleEndian;
 use elf::file::Class;
 use elf::file::FileHeader;
 use elf::file::parse_ident;
-use elf::note::Note;
-use elf::note::NoteIterator;
 use elf::segment::ProgramHeader;
 use elf::segment::SegmentTable;
 
 use crate::kernel::error::KernelError;
+use crate::kernel::notes::XenNotes;
 use crate::layout::HIGH_RAM_START;
 
 /// First bytes of every ELF file.
@@ -30,13 +28,8 @@ const HEADER_SIZE: usize = 64;
 const IDENT_SIZE: usize = elf::abi::EI_NIDENT;
 /// Size of `Elf64_Phdr`.
 const PROGRAM_HEADER_SIZE: u16 = 56;
-/// The note that gives the 32-bit entry of the PVH protocol (Xen `public/elfnote.h`).
-const XEN_ELFNOTE_PHYS32_ENTRY: u64 = 18;
-/// More segments and larger notes than any kernel has.
+/// More segments than any kernel has.
 const MAX_PROGRAM_HEADERS: u16 = 128;
-const MAX_NOTES_SIZE: u64 = 64 << 10;
-/// Notes are aligned so in Linux, whatever the segment says.
-const NOTE_ALIGNMENT: usize = 4;
 
 /// How to enter an ELF kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +78,8 @@ pub struct ElfImage {
     pub entry: ElfEntry,
     /// What to load, by address, none empty, none overlapping.
     pub segments: Vec<Segment>,
+    /// What it says of itself to Xen.
+    pub notes: XenNotes,
 }
 
 impl ElfImage {
@@ -112,7 +107,11 @@ impl ElfImage {
         }
         let headers = program_headers(file, len, &header)?;
         let segments = load_segments(&headers, len)?;
-        let entry = match pvh_entry(file, len, &headers)? {
+        let notes = XenNotes::parse(file, len, &headers)?;
+        let entry = match notes.pvh_entry {
+            Some(address) if address > u64::from(u32::MAX) => {
+                return Err(KernelError::Damaged("its PVH entry lies above 4 GiB"));
+            }
             Some(address) => ElfEntry::Pvh(address),
             None => ElfEntry::Linux64(header.e_entry),
         };
@@ -120,7 +119,7 @@ impl ElfImage {
         if !segments.iter().any(|segment| (segment.address..segment.end()).contains(&address)) {
             return Err(KernelError::EntryOutside(address));
         }
-        Ok(Self { entry, segments })
+        Ok(Self { entry, segments, notes })
     }
 
     /// End of its highest segment.
@@ -196,36 +195,4 @@ fn load_segments(headers: &[ProgramHeader], len: u64) -> Result<Vec<Segment>, Ke
         }
     }
     Ok(segments)
-}
-
-/// The address in the note of the PVH protocol, if there is one.
-fn pvh_entry<R: Read + Seek>(file: &mut R, len: u64, headers: &[ProgramHeader]) -> Result<Option<u64>, KernelError> {
-    for header in headers.iter().filter(|header| header.p_type == PT_NOTE) {
-        let end = header.p_offset.saturating_add(header.p_filesz);
-        if end > len {
-            return Err(KernelError::Truncated { part: "a note segment", end, len });
-        }
-        if header.p_filesz > MAX_NOTES_SIZE {
-            return Err(KernelError::Damaged("it has more notes than any kernel"));
-        }
-        let mut notes = Vec::new();
-        file.seek(SeekFrom::Start(header.p_offset))?;
-        file.by_ref().take(header.p_filesz).read_to_end(&mut notes)?;
-        for note in NoteIterator::new(LittleEndian, Class::ELF64, NOTE_ALIGNMENT, &notes) {
-            let Note::Unknown(note) = note else { continue };
-            if note.n_type != XEN_ELFNOTE_PHYS32_ENTRY || !note.name.starts_with(b"Xen") {
-                continue;
-            }
-            let address = match *note.desc {
-                [a, b, c, d] => u64::from(u32::from_le_bytes([a, b, c, d])),
-                [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-                _ => return Err(KernelError::Damaged("its PVH note has a wrong size")),
-            };
-            if address > u64::from(u32::MAX) {
-                return Err(KernelError::Damaged("its PVH entry lies above 4 GiB"));
-            }
-            return Ok(Some(address));
-        }
-    }
-    Ok(None)
 }

@@ -38,6 +38,12 @@ pub enum KernelError {
     /// A compression that we cannot undo.
     #[error("it is compressed by {0}; decompress it first")]
     UnknownCompression(&'static str),
+    /// A bzImage that holds its kernel in a compression that we cannot undo.
+    #[error(
+        "it holds its kernel compressed by {0}, which covisor cannot undo: take its vmlinux out by Linux's \
+         scripts/extract-vmlinux, and name that"
+    )]
+    UnknownPayload(&'static str),
     /// The compressed data is bad.
     #[error("its {kind} compression is damaged: {source}")]
     Decompress {
@@ -64,6 +70,15 @@ pub enum KernelError {
         /// End of RAM below 4 GiB.
         ram_end: u64,
     },
+    /// A kernel without Xen PV support.
+    #[error(
+        "engine coop runs kernels with Xen PV support (CONFIG_XEN_PV), and this one has none: name one that has it by \
+         --kernel, such as that of Debian's package linux-image-cloud-amd64 or linux-image-amd64"
+    )]
+    NotParavirtual,
+    /// A kernel whose Xen PV support wants what we do not have.
+    #[error("engine coop cannot start it: {0}")]
+    ParavirtualForm(&'static str),
     /// A segment over memory that the start-up data uses.
     #[error("it wants to be loaded at {start:#x}, below 1 MiB, where the guest's start-up data lies")]
     TooLow {

@@ -8,6 +8,10 @@ mod compressed;
 mod elf;
 mod error;
 mod info;
+mod lz4;
+mod notes;
+mod paravirtual;
+mod source;
 mod start;
 
 use std::fs::File;
@@ -20,7 +24,6 @@ use covisor_abi::PAGE_SIZE;
 use covisor_abi::VcpuState;
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
-use vm_memory::GuestMemory;
 use vm_memory::ReadVolatile;
 use vm_memory::VolatileMemoryError;
 use vm_memory::VolatileSlice;
@@ -31,7 +34,9 @@ pub use elf::ElfEntry;
 pub use elf::ElfImage;
 pub use elf::Segment;
 pub use error::KernelError;
+pub use notes::XenNotes;
 
+use crate::kernel::source::FileSource;
 use crate::layout::ACPI_TABLES;
 use crate::layout::BOOT_GDT;
 use crate::layout::BOOT_PARAMS;
@@ -58,7 +63,7 @@ pub enum Image {
     /// A bzImage.
     BzImage(Box<BzImage>),
     /// An ELF file.
-    Elf(ElfImage),
+    Elf(Box<ElfImage>),
 }
 
 impl Image {
@@ -72,7 +77,7 @@ impl Image {
         file.seek(SeekFrom::Start(0))?;
         file.by_ref().take(HEAD_SIZE).read_to_end(&mut head)?;
         if head.starts_with(&elf::MAGIC) {
-            ElfImage::parse(file, len).map(Self::Elf)
+            ElfImage::parse(file, len).map(|image| Self::Elf(Box::new(image)))
         } else if bzimage::is_bzimage(&head) {
             BzImage::parse(file, len).map(|image| Self::BzImage(Box::new(image)))
         } else {
@@ -91,6 +96,12 @@ pub enum KernelFile {
 }
 
 impl KernelFile {
+    /// Whether all of it is in the loader's memory.
+    #[must_use]
+    pub const fn is_in_memory(&self) -> bool {
+        matches!(self, Self::Decompressed(_))
+    }
+
     /// Decompresses the file if need be, to not more bytes than `ram` has.
     ///
     /// # Errors
@@ -100,6 +111,23 @@ impl KernelFile {
             Some(bytes) => Self::Decompressed(Cursor::new(bytes)),
             None => Self::Plain(file),
         })
+    }
+
+    /// The ELF file that a bzImage holds, of not more bytes than `ram` has; an ELF file itself.
+    ///
+    /// # Errors
+    /// When it is no kernel, or a damaged one, or is packed in a way that we do not know.
+    pub fn into_elf(mut self, ram: Ram) -> Result<(Self, Box<ElfImage>), KernelError> {
+        match Image::parse(&mut self)? {
+            Image::Elf(image) => Ok((self, image)),
+            Image::BzImage(image) => {
+                let mut file = Cursor::new(compressed::unpack(&mut self, image.payload()?, ram.size())?);
+                match Image::parse(&mut file)? {
+                    Image::Elf(image) => Ok((Self::Decompressed(file), image)),
+                    Image::BzImage(_) => Err(KernelError::Damaged("what it holds is no ELF file")),
+                }
+            }
+        }
     }
 }
 
@@ -135,7 +163,7 @@ impl ReadVolatile for KernelFile {
         buffer: &mut VolatileSlice<'_, B>,
     ) -> Result<usize, VolatileMemoryError> {
         match self {
-            Self::Plain(file) => file.read_volatile(buffer),
+            Self::Plain(file) => FileSource(file).read_volatile(buffer),
             Self::Decompressed(cursor) => cursor.read_volatile(buffer),
         }
     }
@@ -163,6 +191,8 @@ pub struct Plan {
     blobs: Vec<(u64, Vec<u8>)>,
     /// Registers of the first vCPU.
     state: VcpuState,
+    /// The page of Xen's console ring.
+    console_ring: Option<u64>,
 }
 
 impl Plan {
@@ -205,20 +235,22 @@ impl Plan {
         command_line.push(0);
         let mut blobs = vec![(COMMAND_LINE, command_line)];
         let state = match image {
-            Image::Elf(ElfImage { entry: ElfEntry::Pvh(entry), .. }) => {
-                let (start_info, map, modules) = info::pvh(facts);
-                blobs.extend([(PVH_START_INFO, start_info), (PVH_MEMORY_MAP, map), (PVH_MODULES, modules)]);
-                blobs.push((BOOT_GDT, start::gdt_bytes(false)));
-                start::pvh(*entry)
-            }
-            Image::Elf(ElfImage { entry: ElfEntry::Linux64(entry), .. }) => {
-                blobs.push((BOOT_PARAMS, info::linux(info::default_header(), facts)));
-                blobs.extend([
-                    (BOOT_GDT, start::gdt_bytes(true)),
-                    (PAGE_TABLES, start::identity_page_tables(ram.end())),
-                ]);
-                start::linux_64(*entry)
-            }
+            Image::Elf(image) => match image.entry {
+                ElfEntry::Pvh(entry) => {
+                    let (start_info, map, modules) = info::pvh(facts);
+                    blobs.extend([(PVH_START_INFO, start_info), (PVH_MEMORY_MAP, map), (PVH_MODULES, modules)]);
+                    blobs.push((BOOT_GDT, start::gdt_bytes(false)));
+                    start::pvh(entry)
+                }
+                ElfEntry::Linux64(entry) => {
+                    blobs.push((BOOT_PARAMS, info::linux(info::default_header(), facts)));
+                    blobs.extend([
+                        (BOOT_GDT, start::gdt_bytes(true)),
+                        (PAGE_TABLES, start::identity_page_tables(ram.end())),
+                    ]);
+                    start::linux_64(entry)
+                }
+            },
             Image::BzImage(image) => {
                 let address = segments[0].address;
                 let mut header = image.header;
@@ -232,7 +264,15 @@ impl Plan {
                 start::linux_64(address + bzimage::ENTRY_64)
             }
         };
-        Ok(Self { segments, initrd, blobs, state })
+        Ok(Self { segments, initrd, blobs, state, console_ring: None })
+    }
+
+    /// The same for a start by the Xen PV ABI. The guest's RAM must be one range.
+    ///
+    /// # Errors
+    /// When the kernel cannot be started so, or does not fit.
+    pub fn paravirtual(image: &ElfImage, request: &Request<'_>) -> Result<Self, KernelError> {
+        paravirtual::plan(image, request)
     }
 
     /// Parts of the kernel file, by address.
@@ -245,6 +285,12 @@ impl Plan {
     #[must_use]
     pub fn initrd(&self) -> Option<(u64, u64)> {
         self.initrd
+    }
+
+    /// Guest-physical address of the page of Xen's console ring, after a paravirtual start.
+    #[must_use]
+    pub fn console_ring(&self) -> Option<u64> {
+        self.console_ring
     }
 
     /// Fills guest memory, and gives the first vCPU's registers.
@@ -275,7 +321,9 @@ impl Plan {
         if let (Some((start, size)), Some(file)) = (self.initrd, initrd) {
             file.seek(SeekFrom::Start(0)).map_err(KernelError::ReadInitrd)?;
             let size = usize::try_from(size).map_err(|_| KernelError::Damaged("the initial RAM disk is too large"))?;
-            memory.read_exact_volatile_from(GuestAddress(start), file, size).map_err(|error| refused(start, error))?;
+            memory
+                .read_exact_volatile_from(GuestAddress(start), &mut FileSource(file), size)
+                .map_err(|error| refused(start, error))?;
         }
         for (address, bytes) in &self.blobs {
             memory.write_slice(bytes, GuestAddress(*address)).map_err(|error| refused(*address, error))?;
@@ -294,5 +342,7 @@ fn place_initrd(size: u64, kernel_end: u64, limit: u64) -> Result<(u64, u64), Ke
         .ok_or(KernelError::InitrdTooLarge { size, kernel_end, limit })
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

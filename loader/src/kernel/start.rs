@@ -39,6 +39,7 @@ const TSS_LIMIT: u32 = 0x67;
 
 /// Indexes of general registers in [`VcpuState::gprs`].
 const RBX: usize = 3;
+const RSP: usize = 4;
 const RSI: usize = 6;
 
 /// Page table entry: present, writable (Intel SDM vol. 3, 4.5.4).
@@ -68,6 +69,30 @@ pub(super) fn pvh(entry: u64) -> VcpuState {
     state.rip = entry;
     state.gprs[RBX] = PVH_START_INFO;
     state.cr0 = CR0_PE | CR0_ET;
+    state
+}
+
+/// What a paravirtual start needs to know.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Paravirtual {
+    /// Virtual address of the first instruction.
+    pub(super) entry: u64,
+    /// Guest-physical address of the page table of the highest level.
+    pub(super) page_table: u64,
+    /// Virtual address of `start_info`.
+    pub(super) start_info: u64,
+    /// Virtual address of the stack's end.
+    pub(super) stack: u64,
+}
+
+/// Registers for the 64-bit Xen PV ABI (Xen `xen.h`, at `struct start_info`): long mode on page tables of its own, RSI at
+/// `start_info`. Its segments are those of the engine, which gives it selectors for them.
+pub(super) fn paravirtual(start: Paravirtual) -> VcpuState {
+    let mut state = linux_64(start.entry);
+    state.gprs[RSI] = start.start_info;
+    state.gprs[RSP] = start.stack;
+    state.cr3 = start.page_table;
+    state.gdtr = Table::default();
     state
 }
 

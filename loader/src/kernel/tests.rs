@@ -4,71 +4,12 @@ use std::io::Cursor;
 
 use proptest::prelude::*;
 
+use super::testing::bzimage;
+use super::testing::bzimage_with;
+use super::testing::elf;
 use super::*;
 
 const MIB: u64 = 1 << 20;
-
-/// A bzImage of a few KiB with the headers of a real one.
-fn bzimage() -> Vec<u8> {
-    let mut file = vec![0; 512 * 5 + 4096];
-    let mut put = |offset: usize, bytes: &[u8]| file[offset..offset + bytes.len()].copy_from_slice(bytes);
-    put(0x1f1, &[4]); // setup_sects
-    put(0x1f4, &256u32.to_le_bytes()); // syssize
-    put(0x1fe, &0xaa55u16.to_le_bytes());
-    put(0x200, &[0xeb, 0x6a]); // jump over the header
-    put(0x202, b"HdrS");
-    put(0x206, &0x020fu16.to_le_bytes()); // version
-    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
-    put(0x230, &0x20_0000u32.to_le_bytes()); // kernel_alignment
-    put(0x234, &[1]); // relocatable_kernel
-    put(0x236, &0x3fu16.to_le_bytes()); // xloadflags
-    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
-    put(0x258, &0x100_0000u64.to_le_bytes()); // pref_address
-    put(0x260, &0x80_0000u32.to_le_bytes()); // init_size
-    put(512 * 5, &[0xf4; 4096]);
-    file
-}
-
-/// An ELF kernel with these segments (address, bytes in the file, bytes in memory) and perhaps a PVH note.
-fn elf(segments: &[(u64, u64, u64)], entry: u64, pvh: Option<u32>) -> Vec<u8> {
-    let headers = segments.len() + usize::from(pvh.is_some());
-    let mut file = Vec::new();
-    file.extend_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    file.extend_from_slice(&2u16.to_le_bytes());
-    file.extend_from_slice(&62u16.to_le_bytes());
-    file.extend_from_slice(&1u32.to_le_bytes());
-    for word in [entry, 64, 0] {
-        file.extend_from_slice(&word.to_le_bytes());
-    }
-    file.extend_from_slice(&0u32.to_le_bytes());
-    for half in [64, 56, u16::try_from(headers).unwrap(), 64, 0, 0] {
-        file.extend_from_slice(&half.to_le_bytes());
-    }
-    let mut offset = 64 + 56 * headers as u64;
-    let mut header = |kind: u32, address: u64, size: u64, memory: u64| {
-        file.extend_from_slice(&kind.to_le_bytes());
-        file.extend_from_slice(&7u32.to_le_bytes());
-        for word in [offset, address, address, size, memory, 4096] {
-            file.extend_from_slice(&word.to_le_bytes());
-        }
-        offset += size;
-    };
-    for &(address, size, memory) in segments {
-        header(1, address, size, memory);
-    }
-    if pvh.is_some() {
-        header(4, 0, 20, 20);
-    }
-    for &(_, size, _) in segments {
-        file.resize(file.len() + usize::try_from(size).unwrap(), 0xf4);
-    }
-    if let Some(entry) = pvh {
-        for word in [4u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), entry] {
-            file.extend_from_slice(&word.to_le_bytes());
-        }
-    }
-    file
-}
 
 fn parse(file: &[u8]) -> Result<Image, KernelError> {
     Image::parse(&mut Cursor::new(file))
@@ -225,7 +166,7 @@ fn test_a_truncated_elf_kernel_is_refused_at_every_length() {
 
 #[test]
 fn test_execution_puts_everything_where_it_was_planned() {
-    let memory = GuestRam::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
+    let memory = crate::sys::memory::anonymous(&[(GuestAddress(0), 64 << 20)]);
     let mut initrd = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut initrd, b"initrd").unwrap();
     let file = bzimage();
@@ -245,12 +186,51 @@ fn test_execution_puts_everything_where_it_was_planned() {
 
 #[test]
 fn test_a_file_cut_off_after_planning_is_an_error() {
-    let memory = GuestRam::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
+    let memory = crate::sys::memory::anonymous(&[(GuestAddress(0), 64 << 20)]);
     let mut file = bzimage();
     let plan = plan(&file, &request(64 * MIB)).unwrap();
     file.truncate(3000);
     let result = plan.execute(&memory, &mut KernelFile::Decompressed(Cursor::new(file)), None);
     assert!(matches!(result, Err(KernelError::Memory { .. })));
+}
+
+fn into_elf(file: Vec<u8>, ram: u64) -> Result<(Vec<u8>, Box<ElfImage>), KernelError> {
+    let (mut file, image) = KernelFile::Decompressed(Cursor::new(file)).into_elf(Ram::new(ram))?;
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok((bytes, image))
+}
+
+#[test]
+fn test_the_elf_file_in_a_bzimage_is_found() {
+    let vmlinux = elf(&[(16 * MIB, 4096, 8192)], 16 * MIB, None);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, &vmlinux).unwrap();
+    let gzip = gzip.finish().unwrap();
+    let size = u32::try_from(vmlinux.len()).unwrap().to_le_bytes();
+    let lz4 = [&lz4::frame(&vmlinux)[..], &size].concat();
+    for file in [bzimage_with(&gzip), bzimage_with(&lz4), vmlinux.clone()] {
+        let (bytes, image) = into_elf(file, 64 * MIB).unwrap();
+        assert!(bytes == vmlinux);
+        assert_eq!(image.segments[0].address, 16 * MIB);
+    }
+    let error = into_elf(bzimage_with(&gzip), 4096).unwrap_err();
+    assert!(matches!(error, KernelError::DecompressedTooLarge { .. }), "{error}");
+}
+
+#[test]
+fn test_bzimages_without_an_elf_file_are_refused_in_words() {
+    let refusal = |file: Vec<u8>| into_elf(file, 64 * MIB).unwrap_err().to_string();
+    let inner = [&lz4::frame(&bzimage())[..], &[0; 4]].concat();
+    assert_eq!(refusal(bzimage_with(&inner)), "it is damaged: what it holds is no ELF file");
+    assert!(refusal(bzimage_with(b"\x5d\0\0 as lzma begins")).contains("extract-vmlinux"));
+    assert!(refusal(bzimage_with(b"nothing of Linux's")).contains("not compressed"));
+    assert!(refusal(bzimage_with(b"x")).contains("not compressed"));
+    assert!(refusal(bzimage()).contains("payload"));
+    let mut long = bzimage_with(&inner);
+    long[0x24c..0x250].fill(0xff);
+    assert!(refusal(long).contains("payload"));
 }
 
 /// Whatever the file says, a plan stays within RAM and away from the start-up data.

@@ -80,21 +80,71 @@ pub enum RunError {
     /// Time is up.
     #[error("the time of --timeout is over ({} s), the machine was ended", .0.as_secs_f64())]
     Timeout(Duration),
+    /// It was asked to power off, and did not.
+    #[error("the guest did not power off within {} s, and was ended: --stop-timeout gives it more time", .0.as_secs())]
+    DidNotPowerOff(Duration),
     /// Ended from outside.
     #[error("the machine was ended by {0}")]
     Interrupted(&'static str),
 }
+
+/// Exit status when something was wrong before the guest could run.
+pub(crate) const USAGE: u8 = 1;
+/// Exit status of a machine that was ended from outside.
+pub(crate) const INTERRUPTED: u8 = 130;
+/// coLinux's exit status when driver and program do not belong to each other.
+const COLINUX_VERSION: u8 = 3;
+/// coLinux's exit status when the driver cannot be reached.
+const COLINUX_NO_DRIVER: u8 = 14;
+/// coLinux's exit status for all other errors.
+pub(crate) const COLINUX_ERROR: u8 = 255;
 
 impl RunError {
     /// The exit status for it, as `covisor run --help` lists them.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Host { .. } | Self::Device(_) | Self::Output(_) => 1,
+            Self::Config(_) | Self::Host { .. } | Self::Device(_) | Self::Output(_) => USAGE,
             Self::Driver(_) | Self::Guest(VcpuEnd::Driver(_)) => 2,
             Self::Guest(_) | Self::GuestLeft { .. } | Self::AgentVersion { .. } | Self::Agent(_) => 3,
             Self::Timeout(_) => 124,
-            Self::Interrupted(_) => 130,
+            Self::DidNotPowerOff(_) | Self::Interrupted(_) => INTERRUPTED,
         }
+    }
+
+    /// The exit status that coLinux had for it.
+    #[must_use]
+    pub fn colinux_exit_code(&self) -> u8 {
+        match self {
+            Self::Driver(DriverError::VersionMismatch { .. } | DriverError::BadAnswer { .. }) => COLINUX_VERSION,
+            Self::Driver(
+                DriverError::NotLoaded { .. }
+                | DriverError::PermissionDenied { .. }
+                | DriverError::Open { .. }
+                | DriverError::NotOurs { .. },
+            ) => COLINUX_NO_DRIVER,
+            _ => COLINUX_ERROR,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_statuses_are_colinuxs_where_it_is_asked_for() {
+        let path = || "/dev/covisor".to_owned();
+        for (error, ours, colinuxs) in [
+            (RunError::Driver(DriverError::NotLoaded { path: path() }), 2, 14),
+            (RunError::Driver(DriverError::PermissionDenied { path: path() }), 2, 14),
+            (RunError::Driver(DriverError::VersionMismatch { driver: 1, loader: 2 }), 2, 3),
+            (RunError::Driver(DriverError::NoMemory { bytes: 1 }), 2, 255),
+            (RunError::Config(ConfigError::NoMemory), 1, 255),
+            (RunError::Interrupted("a signal"), 130, 255),
+        ] {
+            assert_eq!((error.exit_code(), error.colinux_exit_code()), (ours, colinuxs), "{error}");
+        }
+        assert_eq!(End::Off.exit_code(), 0);
     }
 }

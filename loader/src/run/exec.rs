@@ -4,6 +4,9 @@ use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 
 use covisor_exec_protocol::Decoder;
@@ -13,7 +16,9 @@ use covisor_exec_protocol::VERSION;
 
 use crate::devices::pipe::HostInput;
 use crate::devices::pipe::HostOutput;
+use crate::platform::lock;
 use crate::run::RunError;
+use crate::run::clock;
 use crate::run::session::Event;
 use crate::run::session::spawn;
 use crate::sys::terminal;
@@ -24,15 +29,10 @@ const POWER_OFF: &str = "systemctl -f poweroff || { sync; poweroff -f; }";
 const CHUNK: usize = 16 << 10;
 
 /// Runs a command over the agent's port, and reports its end as [`Event::Exec`].
-pub(super) fn start(
-    input: HostInput,
-    output: Arc<HostOutput>,
-    command: String,
-    events: Sender<Event>,
-) -> io::Result<()> {
+pub(super) fn start(input: HostInput, port: Arc<Port>, command: String, events: Sender<Event>) -> io::Result<()> {
     spawn("exec", move || {
-        let mut agent = Agent { output, command, state: State::Waiting };
-        match agent.serve(&input, &mut io::stdout(), &mut io::stderr()) {
+        let mut agent = Agent { port, command, state: State::Waiting };
+        match agent.serve(&input, &mut terminal::stdout(), &mut terminal::stderr()) {
             Ok(Some(status)) => {
                 let _ = events.send(Event::Exec(Ok(status)));
                 // The guest may go on talking while it powers off; it must not wait for us.
@@ -48,16 +48,56 @@ pub(super) fn start(
     .map(drop)
 }
 
-/// Asks the guest to power off, once its command is over.
-pub(super) fn power_off(output: &HostOutput) {
-    send(output, &ToGuest::Exec(POWER_OFF.to_owned()));
+/// The way to the agent.
+#[derive(Debug)]
+pub(super) struct Port {
+    output: HostOutput,
+    /// Held for a frame: several threads send.
+    frame: Mutex<()>,
+    /// The agent is there.
+    is_ready: AtomicBool,
+    /// The clock jumped, and somebody is on the way to tell the agent, or will when it is there.
+    clock_jumped: AtomicBool,
 }
 
-/// Whether the message could be sent.
-fn send(output: &HostOutput, message: &ToGuest) -> bool {
-    let mut bytes = Vec::new();
-    // Only the command can be too long, and it was checked before the machine was made.
-    message.encode(&mut bytes).is_ok() && output.send(&bytes)
+impl Port {
+    pub(super) fn new(output: HostOutput) -> Self {
+        Self { output, frame: Mutex::new(()), is_ready: AtomicBool::new(false), clock_jumped: AtomicBool::new(false) }
+    }
+
+    /// Asks the guest to power off, once its command is over.
+    pub(super) fn power_off(&self) {
+        self.send(&ToGuest::Exec(POWER_OFF.to_owned()));
+    }
+
+    /// The host's clock jumped: has the agent set the guest's, at once or as soon as it is there.
+    pub(super) fn clock_jumped(self: &Arc<Self>) -> io::Result<()> {
+        if self.clock_jumped.swap(true, Ordering::SeqCst) || !self.is_ready.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        // The guest may be long in taking it.
+        let port = Arc::clone(self);
+        spawn("clock-told", move || port.tell_time()).map(drop)
+    }
+
+    fn tell_time(&self) {
+        let _whole = lock(&self.frame);
+        if self.clock_jumped.swap(false, Ordering::SeqCst) {
+            self.put(&clock::message());
+        }
+    }
+
+    /// Whether the message could be sent.
+    fn send(&self, message: &ToGuest) -> bool {
+        let _whole = lock(&self.frame);
+        self.put(message)
+    }
+
+    fn put(&self, message: &ToGuest) -> bool {
+        let mut bytes = Vec::new();
+        // Only the command can be too long, and it was checked before the machine was made.
+        message.encode(&mut bytes).is_ok() && self.output.send(&bytes)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +109,7 @@ enum State {
 }
 
 struct Agent {
-    output: Arc<HostOutput>,
+    port: Arc<Port>,
     command: String,
     state: State,
 }
@@ -112,12 +152,14 @@ impl Agent {
             return Err(RunError::GuestLeft { how: "restarted its agent", when: "ended" });
         }
         self.state = State::Running;
-        if send(&self.output, &ToGuest::Exec(std::mem::take(&mut self.command))) {
-            let output = Arc::clone(&self.output);
-            let forward = move || forward_input(&output, &mut io::stdin());
+        self.port.is_ready.store(true, Ordering::SeqCst);
+        self.port.tell_time();
+        if self.port.send(&ToGuest::Exec(std::mem::take(&mut self.command))) {
+            let port = Arc::clone(&self.port);
+            let forward = move || forward_input(&port, &mut io::stdin());
             if terminal::stdin_is_terminal() {
                 // What is typed is not the command's: it runs without a terminal.
-                send(&self.output, &ToGuest::StdinEnd);
+                self.port.send(&ToGuest::StdinEnd);
             } else if let Err(source) = spawn("exec-input", forward) {
                 return Err(RunError::Host { what: "start a thread", source });
             }
@@ -131,7 +173,7 @@ fn put(stream: &mut dyn Write, bytes: &[u8]) -> Result<(), RunError> {
 }
 
 /// Gives the command what comes on standard input, until its end.
-fn forward_input(output: &HostOutput, stdin: &mut dyn Read) {
+fn forward_input(port: &Port, stdin: &mut dyn Read) {
     let mut buffer = vec![0; CHUNK];
     loop {
         let message = match stdin.read(&mut buffer) {
@@ -140,7 +182,7 @@ fn forward_input(output: &HostOutput, stdin: &mut dyn Read) {
             Ok(_) | Err(_) => ToGuest::StdinEnd,
         };
         let is_end = message == ToGuest::StdinEnd;
-        if !send(output, &message) || is_end {
+        if !port.send(&message) || is_end {
             return;
         }
     }
@@ -165,7 +207,8 @@ mod tests {
     fn port() -> Port {
         let (from_guest, input) = pipe::to_host(1 << 16, Arc::new(|| {}));
         let (output, to_guest) = pipe::to_device(1 << 16, Arc::new(|| {}));
-        let agent = Agent { output: Arc::new(output), command: "true".to_owned(), state: State::Waiting };
+        let agent =
+            Agent { port: Arc::new(super::Port::new(output)), command: "true".to_owned(), state: State::Waiting };
         Port { agent, input, from_guest, to_guest }
     }
 
@@ -205,6 +248,22 @@ mod tests {
     }
 
     #[test]
+    fn test_a_clock_that_jumps_is_told_when_the_agent_is_there() {
+        let Port { agent, to_guest, .. } = port();
+        let way = Arc::clone(&agent.port);
+        let mut agent = agent;
+        way.clock_jumped().unwrap();
+        assert!(to_guest.is_empty());
+        agent.hello(VERSION).unwrap();
+        let mut decoder = Decoder::<ToGuest>::new();
+        let mut bytes = [0; 256];
+        let count = to_guest.receive(&mut bytes);
+        let mut bytes = &bytes[..count];
+        assert!(matches!(decoder.next(&mut bytes).unwrap(), Some(ToGuest::SetClock(_))));
+        assert_eq!(decoder.next(&mut bytes).unwrap(), Some(ToGuest::Exec("true".to_owned())));
+    }
+
+    #[test]
     fn test_an_agent_of_another_version_is_refused() {
         let (result, ..) = port().play(&[ToHost::Hello(VERSION + 1)]);
         assert!(matches!(result, Err(RunError::AgentVersion { .. })));
@@ -234,7 +293,7 @@ mod tests {
     #[test]
     fn test_standard_input_goes_to_the_command_and_ends() {
         let (output, to_guest) = pipe::to_device(1 << 16, Arc::new(|| {}));
-        forward_input(&output, &mut &b"some input"[..]);
+        forward_input(&super::Port::new(output), &mut &b"some input"[..]);
         let mut bytes = [0; 64];
         let count = to_guest.receive(&mut bytes);
         let mut decoder = Decoder::<ToGuest>::new();

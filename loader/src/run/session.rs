@@ -1,10 +1,7 @@
 //! A machine from its making to its end, over reboots, with the terminal, the signals and the control socket.
 
 use std::io;
-use std::io::Read;
-use std::io::Write;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::mpsc;
 use std::sync::mpsc::Receiver;
 use std::sync::mpsc::Sender;
@@ -14,43 +11,63 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::control;
+use crate::control::DiskRequest;
+use crate::control::DiskStatus;
 use crate::control::Reply;
 use crate::control::Shared;
-use crate::devices::pipe::HostInput;
 use crate::devices::pipe::HostOutput;
 use crate::devices::power::PowerEvent;
+use crate::disk::BlockBackend;
+use crate::disk::Format;
 use crate::driver::Driver;
 use crate::driver::ENGINES;
 use crate::driver::EngineVerdict;
 use crate::machine::Machine;
-use crate::platform::lock;
 use crate::run::Config;
 use crate::run::ConfigError;
+use crate::run::Disk;
 use crate::run::End;
 use crate::run::Prepared;
 use crate::run::RunError;
-use crate::run::console::Escape;
+use crate::run::clock;
+use crate::run::commands::Commands;
+use crate::run::console::Console;
 use crate::run::console::HELP;
 use crate::run::console::Key;
-use crate::run::console::Tail;
+use crate::run::console::Sink;
+use crate::run::disk_name;
 use crate::run::exec;
 use crate::run::notice;
+use crate::run::openings::Openings;
+use crate::run::openings::Progress;
+use crate::run::programs::Programs;
+use crate::run::question::Question;
+use crate::run::question::question;
+use crate::run::stop::Step;
+use crate::run::stop::Stop;
+use crate::sys::Request;
 use crate::sys::control as socket;
-use crate::sys::process::Request;
+use crate::sys::process::HANG_UP_LIMIT;
 use crate::sys::process::Requests;
 use crate::sys::terminal;
 use crate::vcpu::VcpuEnd;
 
 /// Stack of the threads that only move bytes.
 const STACK: usize = 128 << 10;
-/// How much of the console is kept for messages.
-const TAIL_SIZE: usize = 8 << 10;
-/// How many of its lines are shown.
+/// How many of the console's last lines are shown where a guest went wrong.
 const TAIL_LINES: usize = 12;
+/// The same where a kernel gave up: what it says of why is long, and its beginning tells most.
+const PANIC_LINES: usize = 60;
 /// How Linux begins the last line of a kernel that gives up.
 const KERNEL_PANIC: &str = "Kernel panic";
 /// How long a guest may take to power off after its command.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(60);
+/// What ends a machine, in an error's words.
+const SIGNAL: &str = "a signal";
+/// How long the main thread may take to answer a request, which is less than who asks waits.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long the answer to who gives a disk may wait for the disk to be open, which comes before that.
+const OPENING_PATIENCE: Duration = Duration::from_millis(300);
 /// How long the last output may take to be read by whoever reads it.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -67,6 +84,20 @@ pub(super) enum Event {
     Key(Key),
     /// A request over the control socket.
     Control(control::Request),
+    /// Have the guest use no more than so many MiB.
+    Memory(u64, Question),
+    /// Which disks are there?
+    ListDisks(Question),
+    /// A disk that is open, for the guest.
+    AddDisk(Disk, Box<dyn BlockBackend>, Question),
+    /// The disk that the guest is to let go.
+    RemoveDisk(String, Question),
+    /// The console has so many columns and rows now, for somebody who looks at it from elsewhere.
+    Size(u16, u16),
+    /// The guest has let a disk go.
+    Ejected,
+    /// The host's clock was set, or the host slept.
+    Clock,
     /// The end of the command.
     Exec(Result<i32, RunError>),
 }
@@ -79,11 +110,11 @@ enum BootEnd {
     Exec(i32),
 }
 
-/// Runs a machine until its end.
+/// Runs a machine until its end, and says by `on_start` when its guest runs, the first time.
 ///
 /// # Errors
 /// Why it did not run, or did not end as it should.
-pub fn run(config: Config) -> Result<End, RunError> {
+pub fn run(config: Config, on_start: impl FnOnce()) -> Result<End, RunError> {
     // First of all, so that no thread takes the signals.
     let requests = Requests::block().map_err(host("wait for signals"))?;
     let prepared = config.prepare()?;
@@ -93,7 +124,8 @@ pub fn run(config: Config) -> Result<End, RunError> {
     if prepared.ram.size() > available {
         return Err(ConfigError::TooMuchMemory { wanted: prepared.ram.size(), available }.into());
     }
-    Session::new(prepared, requests)?.run(driver)
+    let _programs = Programs::start(&prepared.config.programs)?;
+    Session::new(prepared, requests)?.run(driver, on_start)
 }
 
 /// An error of the host.
@@ -112,12 +144,15 @@ struct Session {
     sender: Sender<Event>,
     events: Receiver<Event>,
     console: Arc<Console>,
+    commands: Arc<Commands>,
     deadline: Option<Instant>,
     raw_mode: Option<terminal::RawMode>,
-    /// Whether somebody sits at the console, whom a guest's orderly end is worth waiting for.
+    /// Whether somebody sits at the console.
     attended: bool,
     /// How many machines were made: one, and one for each reset.
-    boots: u32,
+    booted: u32,
+    /// How many disks got a name; none gets that of another.
+    disks_named: u32,
     _registration: Option<socket::Registration>,
 }
 
@@ -126,7 +161,6 @@ impl Session {
         let config = &prepared.config;
         let (sender, events) = mpsc::channel();
         let shared = Arc::new(Shared::new(&config.name, config.memory, config.cpus));
-        let registration = register(&config.name, &shared, &sender)?;
         let signals = sender.clone();
         spawn("signals", move || {
             while let Ok(request) = requests.wait() {
@@ -136,43 +170,58 @@ impl Session {
             }
         })
         .map_err(host("start a thread"))?;
+        if let Err(error) = clock::watch(sender.clone()) {
+            log::warn!("the guest's clock will not follow when the host's is set: {error}");
+        }
         let with_console = config.exec.is_none();
         let attended = with_console && terminal::stdin_is_terminal();
-        let console = Arc::new(Console {
-            tail: Mutex::new(Tail::new(TAIL_SIZE)),
-            serial: Mutex::new(Tail::new(TAIL_SIZE)),
-            sink: if with_console {
-                Sink::Stdout
-            } else if config.verbose {
-                Sink::Stderr
-            } else {
-                Sink::Nowhere
-            },
-            input: Mutex::new(None),
-        });
+        let console = Arc::new(Console::new(if with_console {
+            Sink::Stdout
+        } else if config.verbose {
+            Sink::Stderr
+        } else {
+            Sink::Nowhere
+        }));
+        let commands = Arc::new(Commands::new());
+        if !with_console {
+            commands.refuse();
+        }
+        let registration = register(&config.name, &shared, (&console, &commands), &sender)?;
         let deadline = config.timeout.map(|timeout| Instant::now() + timeout);
+        let disks_named = u32::try_from(config.disks.len()).unwrap_or(u32::MAX);
         Ok(Self {
             prepared,
             shared,
             sender,
             events,
             console,
+            commands,
             deadline,
             raw_mode: None,
             attended,
-            boots: 0,
+            booted: 0,
+            disks_named,
             _registration: registration,
         })
     }
 
-    fn run(mut self, driver: Driver) -> Result<End, RunError> {
+    fn run(mut self, driver: Driver, on_start: impl FnOnce()) -> Result<End, RunError> {
+        let end = self.boots(driver, on_start);
+        self.console.linger();
+        end
+    }
+
+    /// All lives of the guest.
+    fn boots(&mut self, driver: Driver, on_start: impl FnOnce()) -> Result<End, RunError> {
         let mut driver = Some(driver);
+        let mut on_start = Some(on_start);
+        let mut started = || on_start.take().into_iter().for_each(|on_start| on_start());
         loop {
             let driver = match driver.take() {
                 Some(driver) => driver,
                 None => Driver::open()?,
             };
-            match self.boot(driver)? {
+            match self.boot(driver, &mut started)? {
                 BootEnd::Off => return Ok(End::Off),
                 BootEnd::Exec(status) => return Ok(End::Exec(status)),
                 BootEnd::Reset if self.prepared.config.exec.is_some() => {
@@ -185,55 +234,61 @@ impl Session {
     }
 
     /// One life of the guest, from its making to its end.
-    fn boot(&mut self, driver: Driver) -> Result<BootEnd, RunError> {
-        self.boots += 1;
+    fn boot(&mut self, driver: Driver, started: &mut dyn FnMut()) -> Result<BootEnd, RunError> {
+        self.booted += 1;
         let Config { engine, cpus, .. } = self.prepared.config;
         let statuses = ENGINES.map(|engine| (engine, driver.status(engine)));
         let vm = Arc::new(driver.create_vm(engine, cpus)?);
         for (engine, status) in statuses {
-            if self.boots == 1 && engine == vm.engine() {
+            if self.booted == 1 && engine == vm.engine() {
                 notice(format_args!("engine {}: {}", engine.name(), EngineVerdict { engine, status: status? }));
             }
         }
+        self.prepared.fit(vm.engine())?;
         self.shared.set_vm(Arc::downgrade(&vm));
         self.shared.set_stopping(false);
 
         let power = self.sender.clone();
         let vcpus = self.sender.clone();
+        let ejections = self.sender.clone();
         let (mut machine, ends) = Machine::new(
             vm,
             &mut self.prepared,
             Arc::new(move |event| drop(power.send(Event::Power(event)))),
             Arc::new(move |end| drop(vcpus.send(Event::Vcpu(end)))),
+            Arc::new(move || drop(ejections.send(Event::Ejected))),
         )?;
         let mut outputs = Vec::new();
         let console = Arc::clone(&self.console);
         let copy = move || console.copy(&ends.console_output);
         outputs.push(spawn("console-out", copy).map_err(host("start a thread"))?);
-        if let Some(output) = ends.serial_output {
+        if let Some(output) = ends.early_output {
             let console = Arc::clone(&self.console);
-            let keep = move || receive(&output, |bytes| lock(&console.serial).push(bytes));
-            outputs.push(spawn("serial-out", keep).map_err(host("start a thread"))?);
+            let keep = move || console.keep_early(&output);
+            outputs.push(spawn("early-out", keep).map_err(host("start a thread"))?);
         }
-        let exec_output = match (self.prepared.config.exec.clone(), ends.exec) {
-            (Some(command), Some((input, output))) => {
-                let output = Arc::new(output);
-                exec::start(input, Arc::clone(&output), command, self.sender.clone())
-                    .map_err(host("start a thread"))?;
-                Some(output)
+        let (input, output) = ends.exec;
+        let exec_port = match self.prepared.config.exec.clone() {
+            Some(command) => {
+                let port = Arc::new(exec::Port::new(output));
+                exec::start(input, Arc::clone(&port), command, self.sender.clone()).map_err(host("start a thread"))?;
+                Some(port)
             }
-            _ => None,
+            None => {
+                self.commands.connect(input, output).map_err(host("start a thread"))?;
+                None
+            }
         };
         self.attach(ends.console_input)?;
         if let Some((columns, rows)) = terminal::size().filter(|_| self.attended) {
             machine.resize(columns, rows);
         }
         machine.start().map_err(host("start a thread"))?;
-        let end = self.attend(&machine, exec_output.as_deref());
+        started();
+        let end = self.attend(&mut machine, exec_port.as_ref());
         drop(machine);
-        if let Some(input) = lock(&self.console.input).as_ref() {
-            input.close();
-        }
+        self.console.hang_up();
+        self.commands.hang_up();
         join_all(outputs, OUTPUT_PATIENCE);
         self.forget_the_machines_events();
         end.map_err(|error| self.explain(error))
@@ -241,7 +296,17 @@ impl Session {
 
     /// What a machine still said on its way out belongs to it, not to the next one; what the user said stays.
     fn forget_the_machines_events(&self) {
-        let is_the_users = |event: &Event| matches!(event, Event::Host(_) | Event::Key(_) | Event::Control(_));
+        let is_the_users = |event: &Event| {
+            matches!(
+                event,
+                Event::Host(_)
+                    | Event::Key(_)
+                    | Event::Control(_)
+                    | Event::ListDisks(_)
+                    | Event::AddDisk(..)
+                    | Event::RemoveDisk(..)
+            )
+        };
         let kept: Vec<_> = self.events.try_iter().filter(is_the_users).collect();
         for event in kept {
             // The receiver is here, so this cannot fail.
@@ -251,36 +316,49 @@ impl Session {
 
     /// Connects the keyboard to this machine's console.
     fn attach(&mut self, input: HostOutput) -> Result<(), RunError> {
-        *lock(&self.console.input) = Some(Arc::new(input));
-        if self.boots > 1 || self.prepared.config.exec.is_some() {
+        self.console.connect(input);
+        if self.booted > 1 || self.prepared.config.exec.is_some() {
             return Ok(());
         }
         if self.attended {
             self.raw_mode = Some(terminal::RawMode::enter().map_err(host("set the terminal"))?);
         }
         let (console, events, attended) = (Arc::clone(&self.console), self.sender.clone(), self.attended);
-        spawn("console-in", move || console.read_keys(&mut io::stdin(), attended, &events))
+        spawn("console-in", move || console.read_keys(&mut terminal::input(), attended, &events))
             .map(drop)
             .map_err(host("start a thread"))
     }
 
     /// Waits for what happens, until the machine must end.
-    fn attend(&mut self, machine: &Machine, exec: Option<&HostOutput>) -> Result<BootEnd, RunError> {
-        let mut asked_to_end = false;
+    fn attend(&mut self, machine: &mut Machine, exec: Option<&Arc<exec::Port>>) -> Result<BootEnd, RunError> {
+        // An orderly end, once the host's user or system wants one, and whether a signal did: another one ends at once.
+        let mut stop: Option<Stop> = None;
+        let mut was_signalled = false;
         // The command's status, while the guest powers off after it.
         let mut status = None;
         let mut patience = None;
         loop {
-            let Some(event) = self.next_event(patience) else {
-                if let Some(status) = status {
+            let due = patience.into_iter().chain(stop.as_ref().map(Stop::due)).min();
+            let Some(event) = self.next_event(due) else {
+                let now = Instant::now();
+                if let Some(status) = status.filter(|_| patience.is_some_and(|patience| now >= patience)) {
                     notice("the guest did not power off after its command: it was ended");
                     return Ok(BootEnd::Exec(status));
                 }
-                return Err(RunError::Timeout(self.prepared.config.timeout.unwrap_or_default()));
+                if self.deadline.is_some_and(|deadline| now >= deadline) {
+                    return Err(RunError::Timeout(self.prepared.config.timeout.unwrap_or_default()));
+                }
+                match stop.as_mut().and_then(|stop| Some((stop.step(now)?, stop.patience()))) {
+                    Some((Step::Press, _)) => self.ask_to_end(machine),
+                    Some((Step::End, patience)) => return Err(RunError::DidNotPowerOff(patience)),
+                    None => {}
+                }
+                continue;
             };
             match event {
-                Event::Power(event) => match (status, event) {
+                Event::Power(event) | Event::Vcpu(VcpuEnd::Power(event)) => match (status, event) {
                     (Some(status), _) => return Ok(BootEnd::Exec(status)),
+                    (None, _) if stop.is_some() => return self.has_stopped(),
                     (None, PowerEvent::Reset) => return Ok(BootEnd::Reset),
                     (None, PowerEvent::PowerOff) if self.prepared.config.exec.is_some() => {
                         return Err(RunError::GuestLeft { how: "powered off", when: "ended" });
@@ -290,18 +368,21 @@ impl Session {
                 Event::Vcpu(end) => match (status, end) {
                     (_, VcpuEnd::Stopped) => {}
                     (Some(status), _) => return Ok(BootEnd::Exec(status)),
-                    // A triple fault resets a PC. A guest that has one before it says anything would do so for ever.
-                    (None, VcpuEnd::Shutdown { .. }) if !self.console.is_silent() => {
+                    (None, VcpuEnd::Shutdown { .. }) if stop.is_some() => return self.has_stopped(),
+                    // A triple fault resets a PC. A guest that has one before it says anything would do so for ever. Where none is to
+                    // start again, it is an end that nobody asked for, whatever has been heard of the guest by now.
+                    (None, VcpuEnd::Shutdown { .. })
+                        if !self.prepared.config.no_reboot && !self.console.is_silent() =>
+                    {
                         return Ok(BootEnd::Reset);
                     }
                     (None, end) => return Err(RunError::Guest(end)),
                 },
                 Event::Exec(Ok(code)) => {
-                    let writes = self.prepared.config.disks.iter().any(|disk| !disk.read_only);
-                    match exec.filter(|_| writes) {
+                    match exec.filter(|_| self.writes()) {
                         // What was written must reach the disks before the machine goes.
                         Some(port) => {
-                            exec::power_off(port);
+                            port.power_off();
                             self.shared.set_stopping(true);
                             (status, patience) = (Some(code), Some(Instant::now() + POWER_OFF_PATIENCE));
                         }
@@ -314,20 +395,126 @@ impl Session {
                         machine.resize(columns, rows);
                     }
                 }
-                Event::Host(Request::End) if self.attended && !asked_to_end => {
-                    asked_to_end = true;
-                    self.ask_to_end(machine);
+                Event::Host(Request::End) => {
+                    if std::mem::replace(&mut was_signalled, true) || !self.would_power_off(machine) {
+                        return Err(RunError::Interrupted(SIGNAL));
+                    }
+                    stop.get_or_insert_with(|| Stop::new(Instant::now(), self.prepared.config.stop_timeout));
                     notice("asked the guest to power off; a second signal ends it at once");
                 }
-                Event::Host(Request::End) => return Err(RunError::Interrupted("a signal")),
-                Event::Host(Request::HangUp) => return Err(RunError::Interrupted("the end of its terminal")),
+                // It comes more than once, from the terminal and from the shell.
+                Event::Host(Request::HangUp) if stop.is_some() => {}
+                Event::Host(Request::HangUp) => {
+                    if !self.would_power_off(machine) {
+                        return Err(RunError::Interrupted("the end of its terminal"));
+                    }
+                    let patience = self.prepared.config.stop_timeout.min(HANG_UP_LIMIT);
+                    stop = Some(Stop::new(Instant::now(), patience));
+                }
                 Event::Key(Key::Quit) => return Ok(BootEnd::Off),
-                Event::Key(Key::Help) => notice(HELP),
+                Event::Key(Key::Help | Key::Detach) => notice(HELP),
                 Event::Key(Key::Guest(_)) => {}
                 Event::Control(control::Request::PowerButton) => self.ask_to_end(machine),
                 Event::Control(control::Request::End) => return Err(RunError::Interrupted("`covisor stop`")),
-                Event::Control(control::Request::Status) => {}
+                // Answered where they arrived.
+                Event::Control(
+                    control::Request::Status
+                    | control::Request::Disk(_)
+                    | control::Request::Memory(_)
+                    | control::Request::Console(_)
+                    | control::Request::Exec(_),
+                ) => {}
+                Event::Clock => {
+                    machine.show_clock();
+                    self.commands.clock_jumped();
+                    if let Some(Err(error)) = exec.map(exec::Port::clock_jumped) {
+                        log::warn!("the guest does not hear that the host's clock was set: {error}");
+                    }
+                }
+                Event::Size(columns, rows) => machine.resize(columns, rows),
+                Event::ListDisks(question) => question.answer(|| self.list_disks(machine)),
+                Event::AddDisk(disk, backend, question) => {
+                    question.answer(|| self.add_disk(machine, disk, backend));
+                }
+                Event::Memory(mib, question) => question.answer(|| self.set_memory(machine, mib)),
+                Event::RemoveDisk(name, question) => question.answer(|| self.remove_disk(machine, &name)),
+                Event::Ejected => self.settle_disks(machine),
             }
+        }
+    }
+
+    /// Has the guest use no more than so many MiB.
+    fn set_memory(&self, machine: &Machine, mib: u64) -> Reply {
+        let all = self.prepared.config.memory;
+        let Some(balloon) = machine.balloon() else {
+            return Reply::Refused(format!(
+                "guests on the engine {} keep the memory that they began with",
+                self.shared.status().engine
+            ));
+        };
+        match mib.checked_mul(1 << 20) {
+            Some(bytes) if bytes > 0 && bytes <= all => {
+                balloon.set_wanted(all - bytes);
+                Reply::Done
+            }
+            _ => Reply::Refused(format!("the guest has {} MiB: it can be given 1 to as many", all >> 20)),
+        }
+    }
+
+    /// Tells which disks there are.
+    fn list_disks(&mut self, machine: &mut Machine) -> Reply {
+        self.settle_disks(machine);
+        Reply::Disks(self.prepared.config.disks.iter().filter_map(|disk| of(machine, disk)).collect())
+    }
+
+    /// Gives the guest an open disk.
+    fn add_disk(&mut self, machine: &mut Machine, disk: Disk, backend: Box<dyn BlockBackend>) -> Reply {
+        self.settle_disks(machine);
+        let disk = Disk { name: disk_name(self.disks_named), ..disk };
+        match machine.add_disk(&disk.name, backend) {
+            Ok(told) => {
+                self.disks_named += 1;
+                let status = of(machine, &disk);
+                self.prepared.config.disks.push(disk);
+                status.map_or(Reply::Unknown, |disk| Reply::Disk { disk, told })
+            }
+            Err(error) => Reply::Refused(error.to_string()),
+        }
+    }
+
+    /// Asks the guest to let a disk go.
+    fn remove_disk(&mut self, machine: &mut Machine, name: &str) -> Reply {
+        self.settle_disks(machine);
+        let told = machine.remove_disk(name);
+        let disk = self.prepared.config.disks.iter().find(|disk| disk.name == name);
+        told.and_then(|told| Some(Reply::Disk { disk: of(machine, disk?)?, told })).unwrap_or_else(|| {
+            Reply::Refused(format!("the guest has no disk {name}: `covisor disk list` tells which it has"))
+        })
+    }
+
+    /// Ends the disks that the guest has let go; after a reset they are not there, either.
+    fn settle_disks(&mut self, machine: &mut Machine) {
+        for name in machine.settle_disks() {
+            self.prepared.config.disks.retain(|disk| disk.name != name);
+            notice(format_args!("the guest has let {name} go"));
+        }
+    }
+
+    /// Whether it is worth waiting for the guest to power off: it hears that it shall, and has something to put in order. That is
+    /// not so where it runs for one command and writes no disk.
+    fn would_power_off(&self, machine: &Machine) -> bool {
+        machine.hears_power_button() && (self.prepared.config.exec.is_none() || self.writes())
+    }
+
+    fn writes(&self) -> bool {
+        self.prepared.config.disks.iter().any(|disk| !disk.read_only)
+    }
+
+    /// The end of a guest that did as it was told, or reset instead, which it is not to do now.
+    fn has_stopped(&self) -> Result<BootEnd, RunError> {
+        match self.prepared.config.exec {
+            Some(_) => Err(RunError::Interrupted(SIGNAL)),
+            None => Ok(BootEnd::Off),
         }
     }
 
@@ -355,10 +542,13 @@ impl Session {
             notice("the guest said nothing; `--console serial` shows what it says earliest");
             return error;
         }
-        let lines = self.console.unseen_lines(TAIL_LINES);
-        if let Some(panic) = self.console.unseen_lines(usize::MAX).iter().find(|line| line.contains(KERNEL_PANIC)) {
+        let all = self.console.unseen_lines(usize::MAX);
+        let panic = all.iter().find(|line| line.contains(KERNEL_PANIC));
+        if let Some(panic) = panic {
             notice(format_args!("the guest's kernel gave up: {panic}"));
         }
+        let count = if panic.is_some() { PANIC_LINES } else { TAIL_LINES };
+        let lines = &all[all.len().saturating_sub(count)..];
         if !lines.is_empty() {
             notice("the last lines of the guest:");
             lines.iter().for_each(|line| notice(format_args!("| {line}")));
@@ -371,6 +561,7 @@ impl Session {
 fn register(
     name: &str,
     shared: &Arc<Shared>,
+    (console, commands): (&Arc<Console>, &Arc<Commands>),
     events: &Sender<Event>,
 ) -> Result<Option<socket::Registration>, RunError> {
     let folder = socket::folder();
@@ -382,11 +573,22 @@ fn register(
             return Ok(None);
         }
     };
-    let (shared, events) = (Arc::clone(shared), events.clone());
+    let (shared, console, events) = (Arc::clone(shared), Arc::clone(console), events.clone());
+    let commands = Arc::clone(commands);
+    let mut openings = Openings::new();
     spawn("control", move || {
         listener.serve(|line| {
             let reply = match control::from_line(line) {
                 Some(control::Request::Status) => Reply::Status(shared.status()),
+                Some(control::Request::Disk(request)) => disk_request(&events, &mut openings, request),
+                Some(control::Request::Memory(mib)) => ask_main(&events, |question| Event::Memory(mib, question)),
+                Some(control::Request::Exec(request)) => commands.answer(&request),
+                Some(control::Request::Console(request)) => {
+                    if let Some((columns, rows)) = request.size {
+                        let _ = events.send(Event::Size(columns, rows));
+                    }
+                    Reply::Console(console.exchange(&request))
+                }
                 Some(request) => {
                     let _ = events.send(Event::Control(request));
                     Reply::Done
@@ -400,103 +602,55 @@ fn register(
     Ok(Some(registration))
 }
 
-/// Where the console's output goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sink {
-    Stdout,
-    Stderr,
-    Nowhere,
-}
-
-/// The host's end of the console, the same over reboots.
-struct Console {
-    tail: Mutex<Tail>,
-    /// The same for the serial port, where that is not the console.
-    serial: Mutex<Tail>,
-    sink: Sink,
-    input: Mutex<Option<Arc<HostOutput>>>,
-}
-
-impl Console {
-    /// Copies a device's output until the device is gone.
-    fn copy(&self, output: &HostInput) {
-        let mut broken = false;
-        receive(output, |bytes| {
-            lock(&self.tail).push(bytes);
-            // A guest does not stop because nobody reads what it says.
-            broken = broken
-                || match self.sink {
-                    Sink::Stdout => write(&mut io::stdout().lock(), bytes),
-                    Sink::Stderr => write(&mut io::stderr().lock(), bytes),
-                    Sink::Nowhere => Ok(()),
-                }
-                .is_err();
-        });
-    }
-
-    /// Whether the guest ever said anything.
-    fn is_silent(&self) -> bool {
-        lock(&self.tail).is_empty() && lock(&self.serial).is_empty()
-    }
-
-    /// The last lines that were not shown: the console's, or where it said nothing the serial port's.
-    fn unseen_lines(&self, count: usize) -> Vec<String> {
-        let tail = lock(&self.tail);
-        if tail.is_empty() {
-            lock(&self.serial).lines(count)
-        } else if self.sink == Sink::Nowhere {
-            tail.lines(count)
-        } else {
-            Vec::new()
-        }
-    }
-
-    /// Gives the guest what comes on standard input, until its end. Keys of ours are told apart where somebody types.
-    fn read_keys(&self, stdin: &mut dyn Read, with_escape: bool, events: &Sender<Event>) {
-        let mut escape = Escape::default();
-        let mut buffer = [0; 1024];
-        loop {
-            let count = match stdin.read(&mut buffer) {
-                Ok(0) => return,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return,
-            };
-            let mut bytes = Vec::with_capacity(count + 1);
-            for &byte in &buffer[..count] {
-                if !with_escape {
-                    bytes.push(byte);
-                    continue;
-                }
-                for key in escape.next(byte).into_iter().flatten() {
-                    match key {
-                        Key::Guest(byte) => bytes.push(byte),
-                        key => drop(events.send(Event::Key(key))),
-                    }
-                }
+/// Answers a request about disks.
+fn disk_request(events: &Sender<Event>, openings: &mut Openings, request: DiskRequest) -> Reply {
+    let (number, patience) = match request {
+        DiskRequest::List => return ask_main(events, Event::ListDisks),
+        DiskRequest::Remove { name } => return ask_main(events, |question| Event::RemoveDisk(name, question)),
+        DiskRequest::Add { path, read_only, format } => {
+            let known = format.as_deref().map(Format::from_name);
+            if known == Some(None) {
+                return Reply::Refused(format!("this machine knows no format {}", format.unwrap_or_default()));
             }
-            let input = lock(&self.input).clone();
-            if let Some(input) = input {
-                input.send(&bytes);
+            // Its name it gets when the guest gets it.
+            let disk = Disk { name: String::new(), path, read_only, format: known.flatten() };
+            let opened = disk.clone();
+            match openings.start(disk, move || opened.open()) {
+                Ok(number) => (number, OPENING_PATIENCE),
+                Err(error) => return Reply::Refused(host("start a thread")(error).to_string()),
             }
         }
-    }
-}
-
-/// Gives `take` what comes out of a device, until the device is gone.
-fn receive(output: &HostInput, mut take: impl FnMut(&[u8])) {
-    let mut buffer = [0; 4096];
-    loop {
-        match output.receive(&mut buffer) {
-            0 => return,
-            count => take(&buffer[..count]),
+        DiskRequest::Opened { number } => (number, Duration::ZERO),
+    };
+    match openings.ask(number, patience) {
+        Progress::Opening => Reply::Opening(number),
+        Progress::Ended(disk, Ok(backend)) => ask_main(events, |question| Event::AddDisk(disk, backend, question)),
+        Progress::Ended(_, Err(error)) => Reply::Refused(RunError::Config(error.into()).to_string()),
+        Progress::Gone => {
+            Reply::Refused("nobody asked for the disk for too long, so that it was closed again".to_owned())
         }
     }
 }
 
-fn write(stream: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
-    stream.write_all(bytes)?;
-    stream.flush()
+/// Has the main thread answer.
+fn ask_main(events: &Sender<Event>, event: impl FnOnce(Question) -> Event) -> Reply {
+    let (question, asked) = question();
+    let _ = events.send(event(question));
+    let late = || Reply::Refused("the machine is busy starting or ending: try again".to_owned());
+    asked.wait(ANSWER_PATIENCE).unwrap_or_else(late)
+}
+
+/// What is told of a disk.
+fn of(machine: &Machine, disk: &Disk) -> Option<DiskStatus> {
+    let (_, slot, leaving) = machine.disks().find(|(name, ..)| *name == disk.name)?;
+    Some(DiskStatus {
+        name: disk.name.clone(),
+        path: disk.path.clone(),
+        read_only: disk.read_only,
+        format: disk.format().to_string(),
+        address: format!("0000:00:{slot:02x}.0"),
+        leaving,
+    })
 }
 
 /// Waits for threads, but not for ever: one may be writing to somebody who does not read.

@@ -1,8 +1,10 @@
 //! Programs of the host that watch whether a guest beside them disturbs them.
 
 mod counter;
+mod latency;
 mod registers;
 mod stops;
+mod stress;
 mod ticks;
 
 use std::io;
@@ -47,8 +49,24 @@ enum Watch {
         /// How often it is done.
         rounds: u64,
     },
+    /// Sleeps until points of time, run before every ordinary program, and prints how late it wakes: quantiles of a histogram
+    Latency {
+        /// How long it is from one to the next, in microseconds.
+        period: u64,
+        /// How often.
+        count: u32,
+    },
+    /// Gives the kernel much to do until SIGTERM, and prints how much was done
+    Stress {
+        /// For how many CPUs.
+        cpus: u32,
+    },
     /// Keeps values in registers until SIGTERM, and prints which changed
-    Registers,
+    Registers {
+        /// Have the breakpoint in the CPU whatever program runs; this one has to be bound to its CPU then.
+        #[arg(long)]
+        for_the_cpu: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -59,7 +77,9 @@ fn main() -> ExitCode {
             counter::watch(rounds);
             Ok(())
         }
-        Watch::Registers => registers::watch(),
+        Watch::Registers { for_the_cpu } => registers::watch(for_the_cpu),
+        Watch::Latency { period, count } => latency::watch(Duration::from_micros(period), count),
+        Watch::Stress { cpus } => stress::stress(cpus),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -35,12 +35,12 @@ struct Controls {
     mxcsr: u32,
 }
 
-/// Watches until SIGTERM.
-pub(crate) fn watch() -> io::Result<()> {
+/// Watches until SIGTERM. One of the registers has a breakpoint, for this thread or `for_the_cpu`.
+pub(crate) fn watch(for_the_cpu: bool) -> io::Result<()> {
     let terminate = blocked(libc::SIGTERM)?;
     let mark = Box::new(0x5eed_0f65_u64);
     set_gs_base(ptr::from_ref(&*mark).expose_provenance())?;
-    let breakpoint = Breakpoint::new()?;
+    let breakpoint = if for_the_cpu { Breakpoint::of_cpu(this_cpu())? } else { Breakpoint::of_this_thread()? };
     allow_port()?;
     let (mut rounds, mut changes) = (0_u64, Vec::new());
     while !comes(&terminate, Duration::ZERO)? {
@@ -227,8 +227,18 @@ const ON_WRITE: u32 = 2;
 const USER_ONLY: u64 = 1 << 5 | 1 << 6;
 
 impl Breakpoint {
-    /// One for this thread.
-    fn new() -> io::Result<Self> {
+    /// One that the kernel loads whenever this thread runs.
+    fn of_this_thread() -> io::Result<Self> {
+        Self::new(0, -1)
+    }
+
+    /// One that the kernel loads once, and leaves in the CPU whatever runs there. This program has to stay on it.
+    fn of_cpu(cpu: u32) -> io::Result<Self> {
+        Self::new(-1, i32::try_from(cpu).map_err(io::Error::other)?)
+    }
+
+    /// One for a thread on any CPU, or for any thread on a CPU.
+    fn new(thread: i32, cpu: i32) -> io::Result<Self> {
         let word = Box::new(AtomicU64::new(0));
         let attributes = EventAttributes {
             kind: EVENT_BREAKPOINT,
@@ -240,7 +250,7 @@ impl Breakpoint {
             ..EventAttributes::default()
         };
         // SAFETY: the structure says its own size and lives over the call.
-        let event = unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attributes, 0, -1, -1, 0) };
+        let event = unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attributes, thread, cpu, -1, 0) };
         match libc::c_int::try_from(event) {
             Ok(event) if event >= 0 => Ok(Self { event, word }),
             _ => last_error(),

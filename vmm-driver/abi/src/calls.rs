@@ -41,11 +41,13 @@ pub enum Call {
     Kick = 11,
     /// [`Stats`]: exit counts of a vCPU.
     Stats = 12,
+    /// [`MemoryDiscard`]: gives host memory back that the guest has no use for.
+    MemoryDiscard = 13,
 }
 
 impl Call {
     /// All calls, by number.
-    pub const ALL: [Call; 13] = [
+    pub const ALL: [Call; 14] = [
         Call::Handshake,
         Call::VmCreate,
         Call::MemoryAdd,
@@ -59,6 +61,7 @@ impl Call {
         Call::DoorbellRemove,
         Call::Kick,
         Call::Stats,
+        Call::MemoryDiscard,
     ];
 
     /// Size of the call's structure, in bytes.
@@ -76,6 +79,7 @@ impl Call {
             Call::DoorbellAdd | Call::DoorbellRemove => size_of::<DoorbellChange>(),
             Call::Kick => size_of::<Kick>(),
             Call::Stats => size_of::<Stats>(),
+            Call::MemoryDiscard => size_of::<MemoryDiscard>(),
         }
     }
 
@@ -90,8 +94,11 @@ impl Call {
     /// The device control code on NT: `CTL_CODE(0xC051, 0x800 + number, METHOD_BUFFERED, FILE_READ_ACCESS | FILE_WRITE_ACCESS)`.
     #[must_use]
     pub const fn nt_code(self) -> u32 {
-        0xC051 << 16 | 3 << 14 | (0x800 + self as u32) << 2
+        Self::NT_BASE + ((self as u32) << 2)
     }
+
+    /// The code of the first call.
+    const NT_BASE: u32 = 0xC051 << 16 | 3 << 14 | 0x800 << 2;
 
     /// The call with this Linux ioctl number.
     #[must_use]
@@ -108,8 +115,10 @@ impl Call {
 
     /// The call with this NT device control code.
     #[must_use]
+    #[inline]
     pub fn from_nt_code(code: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|call| call.nt_code() == code)
+        let call = *Self::ALL.get((code.checked_sub(Self::NT_BASE)? >> 2) as usize)?;
+        (call.nt_code() == code).then_some(call)
     }
 }
 
@@ -178,6 +187,12 @@ pub enum EngineStatus {
     HiddenByHypervisor = 8,
     /// The CPU has VT-x, but not all controls that the engine needs: it is too old, or a hypervisor hides them.
     LacksControls = 9,
+    /// The host's kernel runs with a shadow stack (`CR4.CET`, `IA32_S_CET.SH_STK_EN`), which the cooperative
+    /// world switch does not carry over.
+    ShadowStackOn = 10,
+    /// The host's kernel takes its events by FRED (`CR4.FRED`) and not by the interrupt descriptor table, which the cooperative
+    /// world switch needs.
+    FredOn = 11,
 }
 
 impl EngineStatus {
@@ -195,6 +210,8 @@ impl EngineStatus {
             7 => Some(Self::HiddenByHyperV),
             8 => Some(Self::HiddenByHypervisor),
             9 => Some(Self::LacksControls),
+            10 => Some(Self::ShadowStackOn),
+            11 => Some(Self::FredOn),
             _ => None,
         }
     }
@@ -231,7 +248,8 @@ pub struct VmCreate {
 }
 const_assert_eq!(size_of::<VmCreate>(), 8);
 
-/// Structure of [`Call::MemoryAdd`]. The driver allocates zeroed host memory, and guest and loader share it.
+/// Structure of [`Call::MemoryAdd`]. The driver allocates zeroed host memory, now or where it is first touched, and guest and
+/// loader share it.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct MemoryAdd {
@@ -241,8 +259,27 @@ pub struct MemoryAdd {
     pub size: u64,
     /// Out: on Linux the offset to give to `mmap` on the handle; on NT the region's address in the caller.
     pub map: u64,
+    /// Out: 1 where host memory comes when it is first touched and [`MemoryDiscard`] gives it back, else 0.
+    pub on_demand: u64,
 }
-const_assert_eq!(size_of::<MemoryAdd>(), 24);
+const_assert_eq!(size_of::<MemoryAdd>(), 32);
+
+/// Structure of [`Call::MemoryDiscard`]. No vCPU of the VM runs meanwhile. Host memory is given back by aligned 2 MiB, those that
+/// lie wholly in the range; a page of it that the loader has mapped lives on there until it is unmapped. What is touched again
+/// is zeros.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MemoryDiscard {
+    /// In: first guest-physical address, a multiple of [`crate::PAGE_SIZE`].
+    pub gpa: u64,
+    /// In: bytes, a multiple of [`crate::PAGE_SIZE`]. 0 asks for `allocated` only, and vCPUs may run.
+    pub size: u64,
+    /// Out: bytes that were given back.
+    pub freed: u64,
+    /// Out: bytes of host memory that the VM's RAM has now.
+    pub allocated: u64,
+}
+const_assert_eq!(size_of::<MemoryDiscard>(), 32);
 
 /// Structure of [`Call::VcpuCreate`].
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -250,10 +287,15 @@ const_assert_eq!(size_of::<MemoryAdd>(), 24);
 pub struct VcpuCreate {
     /// In: its number, which is its local APIC's id too; below [`crate::MAX_VCPUS`], and the next free one.
     pub vcpu: u32,
-    /// Must be 0.
+    /// 0 or [`VcpuCreate::CHECKS`].
     pub flags: u32,
 }
 const_assert_eq!(size_of::<VcpuCreate>(), 8);
+
+impl VcpuCreate {
+    /// The guest can have its page tables checked ([`crate::paravirtual::CHECK_CALL`]); for tests, and for the engine `coop` only.
+    pub const CHECKS: u32 = 1;
+}
 
 /// Structure of [`Call::IrqLine`].
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -368,5 +410,13 @@ mod tests {
     fn test_a_number_with_another_size_is_refused() {
         assert_eq!(Call::from_linux_number(Call::Run.linux_number() + (1 << 16)), None);
         assert_eq!(Call::from_linux_number(0xff), None);
+    }
+
+    #[test]
+    fn test_codes_beside_ours_are_refused() {
+        let first = Call::ALL[0].nt_code();
+        for code in [0, first - 4, first | 1, first & !(1 << 14), first + 4 * 14, u32::MAX] {
+            assert_eq!(Call::from_nt_code(code), None, "{code:#x}");
+        }
     }
 }

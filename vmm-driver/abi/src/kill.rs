@@ -30,6 +30,24 @@ pub enum KillReason {
     /// VT-x refused the guest's state at entry (SVM has [`KillReason::InvalidState`] for it); detail: the number of the check
     /// that failed (SDM vol. 3, 27.2 and 27.3).
     EntryRefused = 10,
+    /// The guest's kernel says that it crashed (Xen's `SCHEDOP_shutdown`); detail: the reason that it gave.
+    GuestCrashed = 11,
+    /// An event or exception cannot be handed to the guest's kernel, since its stack cannot be written; detail: the stack pointer.
+    BadKernelStack = 12,
+    /// The guest has no handler for what it has to be told; detail: the vector, or 256 for the callback of events, 257 for that of
+    /// failed returns, 258 for that of system calls.
+    NoHandler = 13,
+    /// The guest's kernel goes to user mode without page tables for it; detail: 0.
+    NoUserPageTables = 14,
+    /// The monitor met an exception of its own, which is the driver's fault; detail: its vector in the low byte, and where it was above.
+    MonitorFault = 15,
+    /// Page tables with a page of the driver's or the host's in them were found, which is the driver's fault; detail: where.
+    ForeignPage = 16,
+    /// The CPU raised a debug exception at the first instruction of another one's handler, so it is lost where the guest was;
+    /// detail: 0.
+    DebugExceptionLost = 17,
+    /// The host has no memory left for RAM that the guest has begun to use; detail: its guest-physical address.
+    NoHostMemory = 18,
 }
 
 impl KillReason {
@@ -47,6 +65,14 @@ impl KillReason {
             8 => Some(Self::TaskSwitch),
             9 => Some(Self::NestedTables),
             10 => Some(Self::EntryRefused),
+            11 => Some(Self::GuestCrashed),
+            12 => Some(Self::BadKernelStack),
+            13 => Some(Self::NoHandler),
+            14 => Some(Self::NoUserPageTables),
+            15 => Some(Self::MonitorFault),
+            16 => Some(Self::ForeignPage),
+            17 => Some(Self::DebugExceptionLost),
+            18 => Some(Self::NoHostMemory),
             _ => None,
         }
     }
@@ -94,6 +120,52 @@ impl fmt::Display for Sentence {
                 let check = u32::try_from(detail).ok().and_then(EntryCheck::from_u32).unwrap_or(EntryCheck::Unknown);
                 write!(f, "the CPU refused the guest's register state at entry: {check}")
             }
+            KillReason::GuestCrashed => write!(f, "the guest's kernel says that it crashed (reason {detail})"),
+            KillReason::BadKernelStack => {
+                write!(
+                    f,
+                    "the guest's kernel cannot be told of an event, for its stack at {detail:#x} cannot be written"
+                )
+            }
+            KillReason::NoHandler => write!(f, "the guest's kernel has no handler for {}", Handler(detail)),
+            KillReason::NoUserPageTables => {
+                f.write_str("the guest's kernel went to user mode without page tables for it")
+            }
+            KillReason::MonitorFault => write!(
+                f,
+                "the driver's monitor met exception {} at {:#x}, which is an error in covisor",
+                detail & 0xff,
+                detail >> 8 | 0xff << 56
+            ),
+            KillReason::ForeignPage => {
+                write!(
+                    f,
+                    "the guest's page tables reached a page that is not its own (at {detail:#x}), which is an error in covisor"
+                )
+            }
+            KillReason::DebugExceptionLost => f.write_str(
+                "the CPU raised a debug exception within another one (a flaw that emulated CPUs have where a single step meets \
+                 a watchpoint), so it is lost where the guest was",
+            ),
+            KillReason::NoHostMemory => write!(
+                f,
+                "the host has no memory left for RAM that the guest has begun to use (at guest-physical address {detail:#x}): close \
+                 programs, or run fewer guests at once"
+            ),
+        }
+    }
+}
+
+/// What a guest has no handler for.
+struct Handler(u64);
+
+impl fmt::Display for Handler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            256 => f.write_str("events"),
+            257 => f.write_str("returns that failed"),
+            258 => f.write_str("system calls"),
+            vector => write!(f, "exception {vector}"),
         }
     }
 }

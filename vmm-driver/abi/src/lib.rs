@@ -10,6 +10,7 @@
 mod calls;
 mod entry_check;
 mod kill;
+pub mod paravirtual;
 mod run;
 mod state;
 
@@ -22,6 +23,7 @@ pub use calls::Handshake;
 pub use calls::IrqLine;
 pub use calls::Kick;
 pub use calls::MemoryAdd;
+pub use calls::MemoryDiscard;
 pub use calls::Msi;
 pub use calls::Stats;
 pub use calls::StatsKind;
@@ -39,10 +41,19 @@ pub use state::VcpuState;
 pub const MAGIC: u32 = 0x6976_6f63;
 
 /// Version of this interface. Any change of a structure or a meaning raises it; driver and loader must agree exactly.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 4;
 
 /// The device's name on Linux.
 pub const DEVICE_PATH_LINUX: &str = "/dev/covisor";
+
+/// The device's name on Windows, for programs. To be opened for overlapped I/O: else NT has one call wait for the other.
+pub const DEVICE_PATH_NT: &str = r"\\.\covisor";
+
+/// The device object's name in NT.
+pub const DEVICE_OBJECT_NT: &str = r"\Device\covisor";
+
+/// The link in NT that makes [`DEVICE_PATH_NT`] of it.
+pub const DEVICE_LINK_NT: &str = r"\DosDevices\covisor";
 
 /// Page size of guest memory regions, in bytes: addresses and sizes in [`MemoryAdd`] are multiples of it.
 pub const PAGE_SIZE: u64 = 4096;
@@ -71,6 +82,9 @@ pub mod driver_ports {
     pub const POST_CODE: u16 = 0x80;
     /// The ACPI power management timer, 32 bits counting at [`PM_TIMER_HZ`] (ACPI 6.5, 4.8.3.3).
     pub const PM_TIMER: u16 = 0x608;
+    /// Count of channel 2 of the 8254 timer, of paravirtual guests: reads give 0, which ends Linux's calibration by a timer that
+    /// is not there at once. Ones would have it try 50,000 times.
+    pub const TIMER_CHANNEL_2: u16 = 0x42;
     /// Rate of [`PM_TIMER`], in counts a second.
     pub const PM_TIMER_HZ: u64 = 3_579_545;
 }

@@ -29,6 +29,10 @@ pub enum ExitReason {
     HaltedForever = 6,
     /// The driver ended the guest; `kill` says why ([`crate::KillReason`]). The vCPU does not run again.
     Killed = 7,
+    /// The guest switched its machine off by a call to the driver (Xen's `SCHEDOP_shutdown`). The vCPU does not run again.
+    PowerOff = 8,
+    /// The guest reset its machine so. The vCPU does not run again.
+    Reset = 9,
 }
 
 impl ExitReason {
@@ -44,6 +48,8 @@ impl ExitReason {
             5 => Some(Self::Shutdown),
             6 => Some(Self::HaltedForever),
             7 => Some(Self::Killed),
+            8 => Some(Self::PowerOff),
+            9 => Some(Self::Reset),
             _ => None,
         }
     }

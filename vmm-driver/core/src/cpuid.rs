@@ -26,6 +26,8 @@ use features::Leaf80000007Edx;
 use features::Leaf80000008Ebx;
 use features::Leaf80000021Eax;
 use features::REPEATED_1_EDX;
+use features::XenFeatures;
+use features::XenTsc;
 use features::XsaveFeatures;
 
 use crate::apic::BUS_KHZ;
@@ -42,8 +44,11 @@ pub const HYPERVISOR_LAST: u32 = 0x4000_0010;
 const EXTENDED_FIRST: u32 = 0x8000_0000;
 /// Last extended leaf that is ever answered.
 const EXTENDED_LAST: u32 = 0x8000_0021;
-/// Highest basic leaf: extended state. What comes later is hidden as a whole.
+/// Highest basic leaf: extended state. What comes later is hidden as a whole, but for [`FREQUENCIES`].
 const BASIC_LAST: u32 = 0xd;
+/// Frequencies of the CPU, in MHz, which only Intel's have. Linux as a paravirtual guest has the counter's rate from Xen's clock,
+/// but the CPU's it would measure by a timer that is not there.
+const FREQUENCIES: u32 = 0x16;
 /// Sub-leaves of the cache leaves: more caches than CPUs have.
 const CACHES: usize = 8;
 const CR4_OSXSAVE: u64 = Cr4::CR4_ENABLE_OS_XSAVE.bits() as u64;
@@ -52,6 +57,24 @@ const CR4_PKE: u64 = Cr4::CR4_ENABLE_PROTECTION_KEY.bits() as u64;
 const LEGACY_AND_HEADER: u32 = 576;
 /// Signature in leaf 0x4000_0000, for EBX, ECX and EDX: with it Linux looks for the clock and trusts x2APIC.
 const SIGNATURE: &[u8; 12] = b"KVMKVMKVM\0\0\0";
+
+/// What paravirtual guests find in the hypervisor's range (Xen public headers, `arch-x86/cpuid.h`).
+mod xen {
+    /// Signature in leaf 0x4000_0000: without it Linux looks for neither the shared page nor the clock.
+    pub(super) const SIGNATURE: &[u8; 12] = b"XenVMMXenVMM";
+    /// Last leaf that is answered.
+    pub(super) const LAST: u32 = TSC;
+    /// Xen 4.17, whose interface it is.
+    pub(super) const VERSION: u32 = 4 << 16 | 17;
+    /// Hypercall pages that the MSR below fills: none, for guests take SYSCALL themselves.
+    pub(super) const HYPERCALL_PAGES: u32 = 0;
+    /// First MSR of Xen's, as Xen has it.
+    pub(super) const MSR_BASE: u32 = 0x4000_0000;
+    /// Leaf about the time stamp counter. It has sub-leaves, of which only the first is answered.
+    pub(super) const TSC: u32 = 0x4000_0003;
+    /// RDTSC is always the CPU's own. It has Linux take the counter itself for its clock.
+    pub(super) const TSC_NEVER_EMULATED: u32 = 2;
+}
 
 /// A leaf's answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +129,8 @@ pub struct CpuidConfig {
     pub tsc_khz: u32,
     /// The extended state that the engine switches.
     pub xcr0: u64,
+    /// The guest is paravirtual and its kernel runs in ring 3: it finds Xen, and nothing that needs ring 0.
+    pub paravirtual: bool,
 }
 
 /// What CPUID copies from the vCPU at each execution.
@@ -130,6 +155,8 @@ pub struct CpuidTable {
     amd_caches: [Leaf; CACHES],
     features: [Leaf; 3],
     topology: [Leaf; 2],
+    /// [`FREQUENCIES`], where `basic_last` is that.
+    frequencies: Leaf,
     xstate: [Leaf; Xcr0::COMPONENTS],
     /// Highest leaf of the basic and of the extended range.
     basic_last: u32,
@@ -156,6 +183,7 @@ impl CpuidTable {
             amd_caches: [Leaf::ZERO; _],
             features: [Leaf::ZERO; _],
             topology: [Leaf::ZERO; _],
+            frequencies: Leaf::ZERO,
             xstate: [Leaf::ZERO; _],
             basic_last: BASIC_LAST,
             extended_last: host(EXTENDED_FIRST, 0).eax.clamp(0x8000_0008, EXTENDED_LAST),
@@ -168,17 +196,29 @@ impl CpuidTable {
         };
         if table.vendor == Vendor::Intel {
             table.extended_last = 0x8000_0008;
+            if config.paravirtual {
+                let mhz = config.tsc_khz / 1000;
+                table.frequencies = Leaf { eax: mhz, ebx: mhz, ..Leaf::ZERO };
+                table.basic_last = FREQUENCIES;
+            }
         }
         // A leaf that the host does not have answers with something else's values: it counts as 0.
         let basic = |leaf, subleaf| if leaf <= first.eax { host(leaf, subleaf) } else { Leaf::ZERO };
         let extended_last = host(EXTENDED_FIRST, 0).eax;
         let extended = |leaf| if leaf <= extended_last { host(leaf, 0) } else { Leaf::ZERO };
-        table.set_xcr0(&basic, config.xcr0);
+        // As the feature, its state is hidden.
+        let hidden = if config.paravirtual { Xcr0::PKRU } else { Xcr0::empty() };
+        table.set_xcr0(&basic, config.xcr0 & !hidden.bits());
         table.set_basic(first, &basic);
         table.set_features(&basic);
         table.set_extended(extended);
         table.set_topology(config.vcpus.clamp(1, MAX_VCPUS), &basic, host);
-        table.set_hypervisor(config.tsc_khz);
+        if config.paravirtual {
+            table.hide_from_paravirtual();
+            table.set_xen(config.tsc_khz);
+        } else {
+            table.set_kvm(config.tsc_khz);
+        }
         table.set_control();
         table
     }
@@ -375,13 +415,40 @@ impl CpuidTable {
         }
     }
 
-    fn set_hypervisor(&mut self, tsc_khz: u32) {
+    /// Takes away what a kernel in ring 3 cannot have.
+    fn hide_from_paravirtual(&mut self) {
+        let one = self.basic_mut(1);
+        one.ecx &= !Leaf1Ecx::NOT_PARAVIRTUAL.bits();
+        one.edx &= !Leaf1Edx::NOT_PARAVIRTUAL.bits();
+        let [seven, ..] = &mut self.features;
+        seven.ebx &= !Leaf7Ebx::NOT_PARAVIRTUAL.bits();
+        seven.ecx &= !Leaf7Ecx::NOT_PARAVIRTUAL.bits();
+        let repeated = Leaf1Edx::NOT_PARAVIRTUAL.bits() & REPEATED_1_EDX;
+        let extended = self.extended_mut(0x8000_0001);
+        extended.ecx &= !Leaf80000001Ecx::NOT_PARAVIRTUAL.bits();
+        extended.edx &= !(Leaf80000001Edx::NOT_PARAVIRTUAL.bits() | repeated);
+    }
+
+    /// The hypervisor's first leaf.
+    fn set_signature(&mut self, last: u32, signature: &[u8; 12]) {
         let word =
-            |at: usize| u32::from_le_bytes([SIGNATURE[at], SIGNATURE[at + 1], SIGNATURE[at + 2], SIGNATURE[at + 3]]);
+            |at: usize| u32::from_le_bytes([signature[at], signature[at + 1], signature[at + 2], signature[at + 3]]);
+        self.hypervisor[0] = Leaf { eax: last, ebx: word(0), ecx: word(4), edx: word(8) };
+    }
+
+    fn set_kvm(&mut self, tsc_khz: u32) {
+        self.set_signature(HYPERVISOR_LAST, SIGNATURE);
         let features = KvmFeatures::NOP_IO_DELAY | KvmFeatures::CLOCKSOURCE2 | KvmFeatures::CLOCKSOURCE_STABLE;
-        self.hypervisor[0] = Leaf { eax: HYPERVISOR_LAST, ebx: word(0), ecx: word(4), edx: word(8) };
         self.hypervisor[1] = Leaf { eax: features.bits(), ..Leaf::ZERO };
         self.hypervisor[0x10] = Leaf { eax: tsc_khz, ebx: BUS_KHZ, ..Leaf::ZERO };
+    }
+
+    fn set_xen(&mut self, tsc_khz: u32) {
+        self.set_signature(xen::LAST, xen::SIGNATURE);
+        self.hypervisor[1] = Leaf { eax: xen::VERSION, ..Leaf::ZERO };
+        let features = XenFeatures::MMU_PT_UPDATE_PRESERVE_AD;
+        self.hypervisor[2] = Leaf { eax: xen::HYPERCALL_PAGES, ebx: xen::MSR_BASE, ecx: features.bits(), ..Leaf::ZERO };
+        self.hypervisor[3] = Leaf { eax: XenTsc::RELIABLE.bits(), ebx: xen::TSC_NEVER_EMULATED, ecx: tsc_khz, edx: 0 };
     }
 
     /// The control register bits that come with the features shown.
@@ -439,6 +506,8 @@ impl CpuidTable {
     fn find(&self, leaf: u32, subleaf: u32, vcpu: &Dynamic) -> Leaf {
         match leaf {
             0..=BASIC_LAST => self.lookup_basic(leaf, subleaf, vcpu),
+            // KVM's guests find nothing in this leaf at all.
+            xen::TSC if subleaf != 0 => Leaf::ZERO,
             HYPERVISOR_FIRST..=HYPERVISOR_LAST => self.hypervisor[(leaf - HYPERVISOR_FIRST) as usize],
             EXTENDED_FIRST..=EXTENDED_LAST if leaf <= self.extended_last => self.lookup_extended(leaf, subleaf, vcpu),
             _ => self.lookup_beyond(leaf, subleaf, vcpu),
@@ -499,9 +568,11 @@ impl CpuidTable {
     /// Beyond the last leaf: zeros on AMD, the last basic leaf on Intel (SDM vol. 2, CPUID).
     fn lookup_beyond(&self, leaf: u32, subleaf: u32, vcpu: &Dynamic) -> Leaf {
         let of_hypervisor = leaf >> 16 == HYPERVISOR_FIRST >> 16;
-        match self.vendor {
-            Vendor::Intel if !of_hypervisor => self.lookup_basic(self.basic_last, subleaf, vcpu),
-            Vendor::Intel | Vendor::Amd => Leaf::ZERO,
+        match (self.vendor, self.basic_last) {
+            (Vendor::Intel, FREQUENCIES) if leaf < FREQUENCIES => Leaf::ZERO,
+            (Vendor::Intel, FREQUENCIES) if !of_hypervisor => self.frequencies,
+            (Vendor::Intel, last) if !of_hypervisor => self.lookup_basic(last, subleaf, vcpu),
+            (Vendor::Intel | Vendor::Amd, _) => Leaf::ZERO,
         }
     }
 

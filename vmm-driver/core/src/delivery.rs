@@ -91,6 +91,12 @@ impl Event {
         self.info.to_le_bytes()[0]
     }
 
+    /// Whether it is an external interrupt.
+    #[must_use]
+    pub const fn is_interrupt(self) -> bool {
+        self.is_valid() && self.info & TYPE_MASK == TYPE_INTERRUPT
+    }
+
     /// Whether it is a non-maskable interrupt.
     #[must_use]
     pub const fn is_nmi(self) -> bool {

@@ -6,6 +6,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering;
+use core::sync::atomic::fence;
 
 use covisor_abi::Call;
 use covisor_abi::DoorbellChange;
@@ -17,6 +18,7 @@ use covisor_abi::Kick;
 use covisor_abi::MAGIC;
 use covisor_abi::MAX_VCPUS;
 use covisor_abi::MemoryAdd;
+use covisor_abi::MemoryDiscard;
 use covisor_abi::Msi;
 use covisor_abi::Run;
 use covisor_abi::Stats;
@@ -89,15 +91,36 @@ impl From<RegionError> for CallError {
     }
 }
 
+/// Room on the heap for a value.
+#[derive(Debug)]
+pub(crate) struct Room<T>(Vec<T>);
+
+impl<T> Room<T> {
+    /// Gets it without ending the driver where there is no memory.
+    pub(crate) fn new() -> Result<Self, OutOfMemory> {
+        let mut room = Vec::new();
+        room.try_reserve_exact(1).map_err(|_| OutOfMemory)?;
+        Ok(Self(room))
+    }
+
+    /// Makes the value and puts it there. Not inlined, so that a large value is on the kernel's stack only while this runs.
+    #[inline(never)]
+    pub(crate) fn fill(self, make: impl FnOnce() -> T) -> Box<T> {
+        let Self(mut room) = self;
+        room.push(make());
+        let slice: Box<[T]> = room.into_boxed_slice();
+        // SAFETY: a boxed slice of one element has the layout of a box of the element, and the length was reserved exactly, so
+        // into_boxed_slice() did not reallocate.
+        unsafe { Box::from_raw(Box::into_raw(slice).cast::<T>()) }
+    }
+}
+
 /// Puts a value on the heap without ending the driver where there is no memory.
-pub(crate) fn try_box<T>(value: T) -> Result<Box<T>, OutOfMemory> {
-    let mut room = Vec::new();
-    room.try_reserve_exact(1).map_err(|_| OutOfMemory)?;
-    room.push(value);
-    let slice: Box<[T]> = room.into_boxed_slice();
-    // SAFETY: a boxed slice of one element has the layout of a box of the element, and the length was reserved exactly, so
-    // into_boxed_slice() did not reallocate.
-    Ok(unsafe { Box::from_raw(Box::into_raw(slice).cast::<T>()) })
+///
+/// # Errors
+/// [`OutOfMemory`].
+pub fn try_box<T>(value: T) -> Result<Box<T>, OutOfMemory> {
+    Ok(Room::new()?.fill(|| value))
 }
 
 /// An engine as the device sees it, whichever it is.
@@ -141,10 +164,17 @@ pub trait VmCalls: Send + Sync {
     fn doorbell_remove(&self, request: &DoorbellChange) -> Result<(), CallError>;
     /// [`Call::Kick`].
     fn kick(&self, request: &Kick) -> Result<(), CallError>;
+    /// Ends every `RUN`, and lets none begin: who could use its answer is gone.
+    fn stop(&self);
+    /// What [`Call::Kick`] does, from any context but guest context and at any time: nobody waits, and it is never lost.
+    fn interrupt(&self, vcpu: u32);
     /// [`Call::Stats`].
     fn stats(&self, request: &mut Stats) -> Result<(), CallError>;
-    /// Host-physical address of the guest's RAM page at `gpa`.
-    fn ram_page(&self, gpa: u64) -> Option<u64>;
+    /// [`Call::MemoryDiscard`].
+    fn memory_discard(&self, request: &mut MemoryDiscard) -> Result<(), CallError>;
+    /// Calls `hold` with the host-physical address of the guest's RAM page at `gpa`, which gets its memory now where it has none.
+    /// While `hold` runs the page stays. False where there is no RAM, or no memory for it.
+    fn with_ram_page(&self, gpa: u64, hold: &mut dyn FnMut(u64)) -> bool;
 }
 
 /// An engine that this CPU has.
@@ -169,7 +199,8 @@ impl<H: Host, E: Engine> EngineEntry<H> for Present<H, E> {
         if self.status() != EngineStatus::Usable {
             return Err(CallError::NoEngine);
         }
-        Ok(try_box(Vm::<H, E>::new(&self.slot, vcpus)?)?)
+        let vm: Box<dyn VmCalls> = Vm::<H, E>::new(&self.slot, vcpus)?;
+        Ok(vm)
     }
 
     fn power_down(&self) {
@@ -177,7 +208,9 @@ impl<H: Host, E: Engine> EngineEntry<H> for Present<H, E> {
     }
 
     fn power_down_here(&self) {
-        self.slot.disable_here::<H>();
+        let here = H::preempt_off();
+        self.slot.disable_here::<H>(here);
+        H::preempt_on();
     }
 
     fn free(self: Box<Self>) {
@@ -223,7 +256,9 @@ pub fn entry<H: Host, E: Engine>() -> Result<Box<dyn EngineEntry<H>>, OutOfMemor
         | EngineStatus::NoUnrestrictedGuest
         | EngineStatus::HiddenByHyperV
         | EngineStatus::HiddenByHypervisor
-        | EngineStatus::LacksControls => Ok(try_box(Absent(E::KIND, status))?),
+        | EngineStatus::LacksControls
+        | EngineStatus::ShadowStackOn
+        | EngineStatus::FredOn => Ok(try_box(Absent(E::KIND, status))?),
     }
 }
 
@@ -288,7 +323,7 @@ impl<H: Host> Driver<H> {
         let usable = |status: &&u32| **status == EngineStatus::Usable as u32;
         let best = handshake.engines[1..].iter().find(usable).copied();
         handshake.engines[0] = best.unwrap_or(EngineStatus::CpuLacks as u32);
-        handshake.tsc_khz = H::tsc_khz();
+        handshake.tsc_khz = H::machine().tsc_khz;
         handshake.max_vcpus = MAX_VCPUS;
         handshake.memory_available = H::memory_available();
         Ok(same)
@@ -308,6 +343,7 @@ pub struct Handle<H: Host> {
     driver: &'static Driver<H>,
     greeted: AtomicBool,
     creating: AtomicBool,
+    stopped: AtomicBool,
     vm: spin::Once<Box<dyn VmCalls>>,
 }
 
@@ -341,14 +377,38 @@ impl<H: Host> Handle<H> {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn new(driver: &'static Driver<H>) -> Result<Box<Self>, OutOfMemory> {
-        let (greeted, creating) = (AtomicBool::new(false), AtomicBool::new(false));
-        try_box(Self { driver, greeted, creating, vm: spin::Once::new() })
+        let [greeted, creating, stopped] = [const { AtomicBool::new(false) }; 3];
+        try_box(Self { driver, greeted, creating, stopped, vm: spin::Once::new() })
     }
 
-    /// Host-physical address of the guest's RAM page at `gpa`, for mapping it into the loader.
-    #[must_use]
-    pub fn ram_page(&self, gpa: u64) -> Option<u64> {
-        self.vm.get()?.ram_page(gpa)
+    /// Calls `hold` with the host-physical address of the guest's RAM page at `gpa`, for mapping it into the loader: `hold` takes
+    /// a reference to the page. False where there is no RAM, or no memory for it. In thread context.
+    pub fn with_ram_page(&self, gpa: u64, mut hold: impl FnMut(u64)) -> bool {
+        self.vm.get().is_some_and(|vm| vm.with_ram_page(gpa, &mut hold))
+    }
+
+    /// The program is about to lose the handle: every `RUN` returns soon, and none begins. For hosts where the end of a program
+    /// does not interrupt what it waits for.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.stop_vm();
+    }
+
+    /// Stops the VM, if both are there: the wish and the VM. Called by who made one of them, so the later one sees the other.
+    fn stop_vm(&self) {
+        fence(Ordering::SeqCst);
+        if self.stopped.load(Ordering::SeqCst)
+            && let Some(vm) = self.vm.get()
+        {
+            vm.stop();
+        }
+    }
+
+    /// Has the vCPU's `RUN` return: this one, or else the next. From any context but guest context.
+    pub fn interrupt(&self, vcpu: u32) {
+        if let Some(vm) = self.vm.get() {
+            vm.interrupt(vcpu);
+        }
     }
 
     fn vm(&self) -> Result<&dyn VmCalls, CallError> {
@@ -389,6 +449,7 @@ impl<H: Host> Handle<H> {
             Call::DoorbellRemove => self.vm()?.doorbell_remove(&structure(buffer)?),
             Call::Kick => self.vm()?.kick(&structure(buffer)?),
             Call::Stats => exchange(buffer, |stats| self.vm()?.stats(stats)),
+            Call::MemoryDiscard => exchange(buffer, |request| self.vm()?.memory_discard(request)),
         }
     }
 
@@ -405,6 +466,7 @@ impl<H: Host> Handle<H> {
             Ok(vm) => {
                 request.engine = engine.kind() as u32;
                 self.vm.call_once(|| vm);
+                self.stop_vm();
                 Ok(())
             }
             Err(error) => {

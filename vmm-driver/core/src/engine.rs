@@ -7,6 +7,8 @@ use crate::exit::Exit;
 use crate::exit::Injection;
 use crate::host::Host;
 use crate::host::OutOfMemory;
+use crate::host::Stay;
+use crate::pvclock::Clock;
 use crate::registers::Gprs;
 use crate::registers::Segment;
 use crate::registers::SegmentName;
@@ -23,6 +25,17 @@ pub enum Next {
     Leave = 1,
 }
 
+/// What a vCPU begins with that is its VM's.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuConfig {
+    /// What is added to the host's time stamp counter for the guest's.
+    pub tsc_offset: u64,
+    /// The VM's clock, for engines that show it to the guest themselves.
+    pub clock: Clock,
+    /// [`covisor_abi::VcpuCreate::CHECKS`].
+    pub checks: bool,
+}
+
 /// Who answers exits. Called in guest context (see [`crate::host`]).
 pub trait ExitHandler<E: Engine> {
     /// Answers one exit.
@@ -36,8 +49,13 @@ pub trait ExitHandler<E: Engine> {
 pub trait Engine: Sized + Send + Sync + 'static {
     /// Its name.
     const KIND: EngineKind;
-    /// Leaving the guest cuts the task register's limit (see [`Host::task_segment_cut`]).
-    const CUTS_TASK_SEGMENT: bool = false;
+    /// Guests are paravirtual: their kernel runs by the Xen PV interface, and what it has of interrupts are events, which an
+    /// engine's monitor keeps. Core then has for it what [`crate::paravirtual`] says. Such a VM has one vCPU.
+    const PARAVIRTUAL: bool = false;
+    /// Guest RAM can come and go while vCPUs exist: [`Engine::vm_map_later`] and [`Engine::vm_unmap`] do something.
+    const RAM_ON_DEMAND: bool = false;
+    /// What its guests' stays are like for the host.
+    const STAY: Stay = Stay { takes_interrupts: false, cuts_task_segment: false };
     /// What one physical CPU needs while a VM exists (SVM: host save area, VMX: VMXON region).
     type Cpu: Send + Sync;
     /// What one VM needs: nested page tables, permission maps.
@@ -100,11 +118,23 @@ pub trait Engine: Sized + Send + Sync + 'static {
     /// [`OutOfMemory`].
     fn vm_map<H: Host>(&self, vm: &mut Self::Vm, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory>;
 
+    /// [`Engine::vm_map`] when vCPUs may run. No two calls of this and of [`Engine::vm_unmap`] come at the same time for a VM.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn vm_map_later<H: Host>(&self, _vm: &Self::Vm, _gpa: u64, _phys: u64, _order: u32) -> Result<(), OutOfMemory> {
+        Err(OutOfMemory)
+    }
+
+    /// Unmaps the aligned 2 MiB at `gpa`. No vCPU runs, and each forgets what it knows of them
+    /// ([`Vcpu::forget_memory`]) before it runs again.
+    fn vm_unmap(&self, _vm: &Self::Vm, _gpa: u64) {}
+
     /// A vCPU in its state after reset (APM vol. 2, 14.1.3).
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    fn vcpu_new<H: Host>(&self, vm: &Self::Vm, tsc_offset: u64) -> Result<Self::Vcpu, OutOfMemory>;
+    fn vcpu_new<H: Host>(&self, vm: &Self::Vm, config: &VcpuConfig) -> Result<Self::Vcpu, OutOfMemory>;
 
     /// Frees it; no CPU keeps a part of it ([`Engine::home`]).
     fn vcpu_drop<H: Host>(&self, vcpu: Self::Vcpu);
@@ -135,6 +165,10 @@ pub trait Engine: Sized + Send + Sync + 'static {
     /// As [`Engine::run`].
     unsafe fn complete(&self, _cpu: &mut Self::Cpu, _vcpu: &mut Self::Vcpu) {}
 
+    /// No CPU keeps a part of it any more: its home has given it up, or is off.
+    #[inline]
+    fn forget_home(_vcpu: &mut Self::Vcpu) {}
+
     /// Enters the guest, and enters it again after each exit, until `handler` says [`Next::Leave`]. Returns with the
     /// host's state whole and interrupts off; interrupts that are pending for the host wait until they are on again.
     ///
@@ -148,6 +182,13 @@ pub trait Engine: Sized + Send + Sync + 'static {
         vcpu: &mut Self::Vcpu,
         handler: &mut X,
     );
+
+    /// Raises the interrupts again that [`Engine::run`] took off the CPU, if there are any.
+    ///
+    /// # Safety
+    /// Interrupts are off since it returned, and this is the CPU that it was on.
+    #[inline]
+    unsafe fn hand_over(_vcpu: &mut Self::Vcpu) {}
 }
 
 /// A vCPU's registers. Setters take any value: what the guest may set is decided by core before (`policy`).
@@ -170,6 +211,14 @@ pub trait Vcpu {
     fn segment(&self, name: SegmentName) -> Segment;
     /// Sets it.
     fn set_segment(&mut self, name: SegmentName, segment: Segment);
+    /// What SWAPGS exchanges with the base of GS. Only paravirtual guests come to core for it; others have the MSR itself.
+    #[inline]
+    fn kernel_gs_base(&self) -> u64 {
+        0
+    }
+    /// Sets it; the value is canonical.
+    #[inline]
+    fn set_kernel_gs_base(&mut self, _value: u64) {}
     /// GDTR.
     fn gdtr(&self) -> Table;
     /// Sets it.
@@ -191,6 +240,9 @@ pub trait Vcpu {
     fn cr3(&self) -> u64;
     /// Sets it, and forgets the guest's translations.
     fn set_cr3(&mut self, value: u64);
+    /// Forgets, at the next entry on whichever CPU, which host memory is behind guest-physical addresses.
+    #[inline]
+    fn forget_memory(&mut self) {}
     /// Whether the CPU has the page directory pointers of PAE paging from [`Vcpu::set_page_directory_pointers`] where core
     /// changes control registers, not from memory.
     const KEEPS_PAGE_DIRECTORY_POINTERS: bool = false;
@@ -239,6 +291,10 @@ pub trait Vcpu {
     /// Sets it.
     fn set_tsc_offset(&mut self, value: u64);
 
+    /// Shows a paravirtual guest the wall clock at its time 0, in nanoseconds since 1970, for when it looks again.
+    #[inline]
+    fn show_wall_clock(&mut self, _nanoseconds: u64) {}
+
     /// Privilege level, 0 to 3.
     fn cpl(&self) -> u8;
     /// Whether interrupts are held for one instruction after STI or MOV SS.
@@ -255,9 +311,11 @@ pub trait Vcpu {
     /// Address of the instruction after the one that left the guest, where the CPU tells.
     fn next_rip(&self) -> Option<u64>;
 
-    /// Hands something to the guest at the next entry. Nothing else waits ([`Vcpu::injection_waits`]).
+    /// Hands something to the guest at the next entry. Nothing else waits ([`Vcpu::injection_waits`]). Where guests are
+    /// paravirtual, interrupts come whatever waits, any number of them and at any time, and exceptions in between.
     fn inject(&mut self, injection: Injection);
-    /// Whether something is to be handed to the guest at the next entry, be it that the last delivery was interrupted.
+    /// Whether something is to be handed to the guest at the next entry, be it that the last delivery was interrupted. Where
+    /// guests are paravirtual, only exceptions count.
     fn injection_waits(&self) -> bool;
     /// Makes the guest exit with [`Exit::Deadline`] when the host's time stamp counter comes to `deadline`, or no longer. False
     /// where the CPU has no timer of that kind: then the host's has to wake it.

@@ -43,6 +43,15 @@ pub enum ControlRegister {
     Cr8,
 }
 
+/// What a paravirtual guest wants of its machine's power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerRequest {
+    /// Off.
+    Off,
+    /// Off and on again.
+    Reset,
+}
+
 /// Why the CPU left the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -62,7 +71,7 @@ pub enum Exit {
     Port(PortAccess),
     /// Device memory, or nothing, at a guest-physical address.
     Memory(MemoryAccess),
-    /// HLT.
+    /// HLT. Of a paravirtual guest: its call to wait for an event, which the engine has ended already.
     Halt,
     /// PAUSE in a spin loop.
     Pause,
@@ -84,6 +93,17 @@ pub enum Exit {
     Exception(Exception),
     /// Triple fault.
     Shutdown,
+    /// A paravirtual guest sets its timer: to this value of the host's time stamp counter, which may have been, or off.
+    SetTimer(Option<u64>),
+    /// A paravirtual guest has served what came by this interrupt line.
+    EndOfInterrupt {
+        /// The line.
+        gsi: u8,
+    },
+    /// A paravirtual guest switches its vCPU off for good.
+    HaltForever,
+    /// A paravirtual guest ends its machine.
+    Power(PowerRequest),
     /// The engine ends the guest.
     Kill(KillReason, u64),
 }

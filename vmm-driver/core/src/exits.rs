@@ -36,6 +36,7 @@ use crate::instructions::wrmsr;
 use crate::msr;
 use crate::msr::Action;
 use crate::msr::GuestMsrs;
+use crate::paravirtual;
 use crate::registers::RFlags;
 use crate::run::end;
 use crate::run::set_port_value;
@@ -54,6 +55,10 @@ pub(crate) enum Leave {
     Doorbell(usize),
     /// Notify these vCPUs first.
     Notify(u64),
+    /// Read the host's wall clock first ([`VcpuState::wall_clock`]); the guest does again what it did.
+    WallClock,
+    /// Give the RAM at this guest-physical address host memory first; the guest does again what it did.
+    Populate(u64),
     /// Return to the loader.
     Loader(Run),
 }
@@ -70,7 +75,7 @@ unsafe fn prediction_barrier() {
 /// Answers exits of one vCPU.
 pub(crate) struct Handler<'a, H: Host, E: Engine> {
     pub(crate) vm: &'a Vm<H, E>,
-    shared: &'a Shared<H>,
+    pub(crate) shared: &'a Shared<H>,
     pub(crate) state: &'a mut VcpuState,
     /// Why the guest was left, after [`Next::Leave`].
     pub(crate) leave: Leave,
@@ -101,6 +106,8 @@ impl<H: Host, E: Engine> ExitHandler<E> for Handler<'_, H, E> {
                 self.state.apic.expire(tsc());
                 self.timer_changed(vcpu)
             }
+            Exit::SetTimer(deadline) if E::PARAVIRTUAL => self.set_timer(vcpu, deadline),
+            Exit::EndOfInterrupt { gsi } if E::PARAVIRTUAL => self.end_of_line(vcpu, gsi),
             other => self.rare(vcpu, other),
         };
         if next == Next::Resume {
@@ -133,8 +140,13 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
 
     /// Ends a halt, if there is something that the guest takes now.
     pub(crate) fn end_halt(&mut self, vcpu: &E::Vcpu) {
-        let takes_interrupts = vcpu.rflags() & RFlags::FLAGS_IF.bits() != 0;
-        if self.state.nmi || vcpu.injection_waits() || takes_interrupts && self.state.apic.highest().is_some() {
+        let interrupted = if E::PARAVIRTUAL {
+            // It waits for any event, with whatever flags and priority.
+            !self.state.apic.is_quiet()
+        } else {
+            vcpu.rflags() & RFlags::FLAGS_IF.bits() != 0 && self.state.apic.highest().is_some()
+        };
+        if self.state.nmi || vcpu.injection_waits() || interrupted {
             self.state.halted = false;
         }
     }
@@ -143,6 +155,10 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
     #[inline]
     pub(crate) fn deliver(&mut self, vcpu: &mut E::Vcpu) {
         self.collect();
+        if E::PARAVIRTUAL {
+            self.deliver_events(vcpu);
+            return;
+        }
         if self.state.apic.is_quiet() && !self.state.nmi {
             self.set_window(vcpu, None);
             return;
@@ -192,7 +208,7 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
     }
 
     /// Does what a local APIC register's write asks for.
-    fn effect(&mut self, vcpu: &mut E::Vcpu, effect: Effect) -> Next {
+    pub(crate) fn effect(&mut self, vcpu: &mut E::Vcpu, effect: Effect) -> Next {
         match effect {
             Effect::None => Next::Resume,
             Effect::TaskPriority => {
@@ -315,7 +331,9 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
         #[expect(clippy::cast_possible_truncation, reason = "RDMSR takes ECX")]
         let index = vcpu.gprs().rcx as u32;
         self.finish(vcpu, opcode::RDMSR, |handler, vcpu| {
-            let value = handler.with_msrs(vcpu, |msrs, context| msrs.read(index, context));
+            let value = handler.with_msrs(vcpu, |msrs, context| {
+                if E::PARAVIRTUAL { paravirtual::msr::read(index, context) } else { msrs.read(index, context) }
+            });
             vcpu.gprs_mut().set_edx_eax(value.ok_or(Exception::GENERAL_PROTECTION)?);
             Ok(Next::Resume)
         })
@@ -325,8 +343,23 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
     fn write_msr(&mut self, vcpu: &mut E::Vcpu) -> Next {
         #[expect(clippy::cast_possible_truncation, reason = "WRMSR takes ECX")]
         let (index, value) = (vcpu.gprs().rcx as u32, vcpu.gprs().edx_eax());
+        if E::RAM_ON_DEMAND
+            && let Some(gpa) = msr::absent_memory(&self.vm.memory, index, value)
+        {
+            return self.populate(gpa);
+        }
+        if index == msr::index::KVM_WALL_CLOCK && !E::PARAVIRTUAL {
+            return self.write_wall_clock(vcpu, value);
+        }
         self.finish(vcpu, opcode::WRMSR, |handler, vcpu| {
-            match handler.with_msrs(vcpu, |msrs, context| msrs.write(index, value, context))? {
+            let written = handler.with_msrs(vcpu, |msrs, context| {
+                if E::PARAVIRTUAL {
+                    paravirtual::msr::write(index, value, context)
+                } else {
+                    msrs.write(index, value, context)
+                }
+            });
+            match written? {
                 Action::Done => Ok(Next::Resume),
                 Action::Apic(effect) => Ok(handler.effect(vcpu, effect)),
                 Action::Ibpb => {
@@ -338,11 +371,29 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
         })
     }
 
-    fn halt(&mut self, vcpu: &mut E::Vcpu) -> Next {
-        let next = self.finish(vcpu, opcode::HLT, |handler, _| {
-            handler.state.halted = true;
+    /// The guest asks for the wall clock at an address. The host's cannot be read here, so the guest asks twice.
+    #[cold]
+    fn write_wall_clock(&mut self, vcpu: &mut E::Vcpu, gpa: u64) -> Next {
+        let Some(wall) = self.state.wall_clock.take() else {
+            self.leave = Leave::WallClock;
+            return Next::Leave;
+        };
+        self.finish(vcpu, opcode::WRMSR, |handler, _| {
+            handler.state.msrs.show_wall_clock(&handler.vm.memory, gpa, wall);
             Ok(Next::Resume)
-        });
+        })
+    }
+
+    fn halt(&mut self, vcpu: &mut E::Vcpu) -> Next {
+        let next = if E::PARAVIRTUAL {
+            self.state.halted = true;
+            Next::Resume
+        } else {
+            self.finish(vcpu, opcode::HLT, |handler, _| {
+                handler.state.halted = true;
+                Ok(Next::Resume)
+            })
+        };
         if !self.state.halted {
             return next;
         }
@@ -395,6 +446,7 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
         match port {
             driver_ports::PM_TIMER if size == 4 => Some(self.vm.pm_timer()),
             driver_ports::POST_CODE => Some(u64::MAX),
+            driver_ports::TIMER_CHANNEL_2 if E::PARAVIRTUAL => Some(0),
             _ => None,
         }
     }
@@ -409,6 +461,9 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
     // Device memory.
 
     fn memory(&mut self, vcpu: &mut E::Vcpu, access: MemoryAccess) -> Next {
+        if E::RAM_ON_DEMAND && self.vm.memory.is_ram(access.gpa) {
+            return self.populate(access.gpa);
+        }
         if access.page_walk {
             return self.kill(vcpu, KillReason::PageTableOutsideRam, access.gpa);
         }
@@ -416,6 +471,13 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
             return self.kill(vcpu, KillReason::CodeOutsideRam, access.gpa);
         }
         self.emulate(vcpu, Cause::Memory(access), None)
+    }
+
+    /// Leaves for host memory.
+    #[cold]
+    fn populate(&mut self, gpa: u64) -> Next {
+        self.leave = Leave::Populate(gpa);
+        Next::Leave
     }
 
     /// Emulates the current instruction.
@@ -452,6 +514,7 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
             Outcome::Unsupported(bytes) => {
                 self.kill(vcpu, KillReason::UnsupportedInstruction, u64::from_le_bytes(bytes))
             }
+            Outcome::Absent(gpa) => self.populate(gpa),
             Outcome::TableOutsideRam(gpa) => self.kill(vcpu, KillReason::PageTableOutsideRam, gpa),
             Outcome::FetchOutsideRam(gpa) => self.kill(vcpu, KillReason::CodeOutsideRam, gpa),
         }
@@ -483,6 +546,9 @@ fn offset_in(base: u64, gpa: u64) -> Option<u64> {
 
 impl<H: Host, E: Engine> DeviceSpace for Devices<'_, '_, H, E> {
     fn read(&mut self, gpa: u64, size: u8) -> Option<u64> {
+        if E::PARAVIRTUAL {
+            return None;
+        }
         if let Some(offset) = offset_in(LOCAL_APIC_BASE, gpa) {
             return Some(self.handler.state.apic.read_memory(offset, size, tsc()));
         }
@@ -496,6 +562,9 @@ impl<H: Host, E: Engine> DeviceSpace for Devices<'_, '_, H, E> {
             self.handler.leave = Leave::Doorbell(index);
             self.next = Next::Leave;
             return true;
+        }
+        if E::PARAVIRTUAL {
+            return false;
         }
         if let Some(offset) = offset_in(LOCAL_APIC_BASE, gpa) {
             self.effect = self.handler.state.apic.write_memory(offset, size, value, tsc());

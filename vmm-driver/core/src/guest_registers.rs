@@ -38,6 +38,18 @@ impl GuestRegisters {
         self.loaded = loaded;
     }
 
+    /// XCR0 as it is now, for a guest whose CR4.OSXSAVE is set or not. QEMU's CPU (7.2) lets the guest's XSETBV through although it
+    /// is intercepted, so while it is in the CPU it is read there.
+    #[must_use]
+    pub fn current_xcr0(&self, os_xsave: bool) -> u64 {
+        if self.loaded && os_xsave {
+            // SAFETY: loaded; and the host has CR4.OSXSAVE set, or the guest would not be offered it.
+            unsafe { xstate::read_xcr0() }
+        } else {
+            self.xcr0
+        }
+    }
+
     /// Sets XCR0 to a value that is valid on this CPU.
     pub fn set_xcr0(&mut self, value: u64) {
         self.xcr0 = value;
@@ -78,6 +90,7 @@ mod tests {
         registers.set_xcr0(7);
         registers.set_tsc_aux(5);
         registers.set_debug_address(6, 0x1000);
+        assert_eq!(registers.current_xcr0(true), 7);
         assert_eq!((registers.xcr0, registers.tsc_aux, registers.debug_address(2)), (7, 5, 0x1000));
         assert!(!registers.are_loaded());
     }

@@ -51,6 +51,38 @@ pub struct TimerCallback {
     pub argument: *const (),
 }
 
+/// What does not change as long as the machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Number of CPUs that there can ever be; their numbers are below it.
+    pub cpu_limit: usize,
+    /// Rate of the time stamp counter in kHz; it counts at the same rate on all CPUs.
+    pub tsc_khz: u32,
+}
+
+/// Which CPUs [`Host::on_cpus`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cpus {
+    /// All that are on.
+    Each,
+    /// The one with this number, if it is on.
+    One(usize),
+}
+
+/// What a CPU is to do: a function, which gets that CPU's number and an argument.
+pub type CpuFunction = fn(usize, *const ());
+
+/// What a stay in a guest is like for the host's CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stay {
+    /// Interrupts of the host's that come in the guest are taken off the CPU, and raised again by
+    /// [`Engine::hand_over`](crate::engine::Engine::hand_over). Else they stay pending.
+    pub takes_interrupts: bool,
+    /// Leaving the guest cuts the limit of the CPU's task register to 0x67, the least that the CPU knows: a VM exit of VT-x does
+    /// (SDM vol. 3, 28.5.2).
+    pub cuts_task_segment: bool,
+}
+
 /// The operating system.
 pub trait Host: Sized + Send + Sync + 'static {
     /// An event of the loader's that the driver signals: eventfd, KEVENT. Dropping it gives the reference back.
@@ -59,6 +91,12 @@ pub trait Host: Sized + Send + Sync + 'static {
     type Waker: Send + Sync;
     /// One-shot timer.
     type Timer: Send + Sync;
+    /// Guest RAM as a process sees it. Dropping it ends that, whichever process the caller is in.
+    type Mapping: Send + Sync;
+
+    /// The loader sees guest RAM also where it gets its host memory later than [`Host::map_to_loader`], which gets no blocks then:
+    /// the host asks [`Handle::with_ram_page`](crate::device::Handle::with_ram_page) for each page when it is needed.
+    const RAM_ON_DEMAND: bool;
 
     /// Zeroed pages, 2^`order` of them in a row. `None` where the host has no such block; callers that can do with
     /// smaller ones ask again for those.
@@ -70,31 +108,32 @@ pub trait Host: Sized + Send + Sync + 'static {
     /// The block comes from [`Host::alloc_block`], was not freed yet, and nothing uses it any more.
     unsafe fn free_block(block: Block);
 
+    /// Host-physical address of a byte of the driver's own: its code, its constants, its heap, a block's. As page tables have it,
+    /// and it stays so while that memory is the driver's; the byte behind a page's end may be anywhere. `None` where the host
+    /// has no memory of the driver's.
+    fn physical_address(pointer: *const u8) -> Option<u64>;
+
     /// Makes guest RAM, the blocks in their order from `gpa`, reachable for the calling process; returns
-    /// [`covisor_abi::MemoryAdd::map`].
+    /// [`covisor_abi::MemoryAdd::map`], and what keeps it so.
     ///
     /// # Errors
     /// [`OutOfMemory`] where the host could not map it.
-    fn map_to_loader(gpa: u64, blocks: &[Block]) -> Result<u64, OutOfMemory>;
+    fn map_to_loader(gpa: u64, blocks: &[Block]) -> Result<(u64, Self::Mapping), OutOfMemory>;
 
     /// Bytes that the host could give now; an estimate.
     fn memory_available() -> u64;
 
-    /// Runs `function(argument)` once on every CPU, with interrupts off, and returns when all have.
-    fn on_each_cpu(function: fn(*const ()), argument: *const ());
+    /// What is fixed for this machine. Any context.
+    fn machine() -> Machine;
 
-    /// Runs `function(argument)` once on that CPU, with interrupts off, and returns when it has; does nothing where the CPU
-    /// is off. Preemption may be off.
-    fn on_cpu(cpu: usize, function: fn(*const ()), argument: *const ());
+    /// Runs `function` with `argument` once on each of these CPUs that is on, with interrupts off, and returns when all have.
+    /// Preemption is on: where a host moves the thread for that, it could not otherwise, and two CPUs that wait for each other
+    /// would wait for ever.
+    fn on_cpus(cpus: Cpus, function: CpuFunction, argument: *const ());
 
-    /// Number of CPUs that there can ever be; their numbers are below it.
-    fn cpu_limit() -> usize;
-
-    /// The calling CPU's number. Preemption is off.
-    fn cpu() -> usize;
-
-    /// The calling thread stays on its CPU, and no other thread runs on it, until [`Host::preempt_on`]. Nests.
-    fn preempt_off();
+    /// The calling thread stays on its CPU, whose number is returned, and no other thread runs on it, until
+    /// [`Host::preempt_on`]. Nests.
+    fn preempt_off() -> usize;
 
     /// Ends [`Host::preempt_off`].
     fn preempt_on();
@@ -113,9 +152,22 @@ pub trait Host: Sized + Send + Sync + 'static {
         unsafe { core::arch::asm!("sti", options(nostack)) };
     }
 
-    /// The limit of this CPU's task register is 0x67 now, the least that the CPU knows: a VM exit of VT-x leaves it so (SDM
-    /// vol. 3, 28.5.2). The host restores it before it needs more. Interrupts are off.
-    fn task_segment_cut();
+    /// Ends [`Host::interrupts_off`] and a [`Host::preempt_off`] at once, so that the host takes what is pending as if it were
+    /// neither (NT: by the level that an interrupt finds it sees whether a CPU ever gets to its threads). `last` is called before
+    /// interrupts are on, when nothing else of this CPU's is needed.
+    #[inline]
+    fn let_go(last: impl FnOnce()) {
+        last();
+        Self::interrupts_on();
+        Self::preempt_on();
+    }
+
+    /// This CPU goes to a guest and comes back, by `enter`. Interrupts are off, and `enter` calls nothing of this trait.
+    ///
+    /// Where the stay leaves the host's interrupts pending, those that [`Host::preempt_off`] holds back are to end it too (NT:
+    /// deferred calls, by which one CPU interrupts another). Where it cuts the task register's limit, the host restores that
+    /// before it needs more.
+    fn in_guest(stay: Stay, enter: impl FnOnce());
 
     /// Sets or clears this CPU's CR4.VMXE, which lets it take VT-x's instructions (SDM vol. 3, 24.7); a host that keeps a
     /// record of CR4 has to know. The CPU has VT-x, and interrupts are off.
@@ -142,9 +194,6 @@ pub trait Host: Sized + Send + Sync + 'static {
 
     /// Wall clock, nanoseconds since 1970 UTC.
     fn wall_clock_ns() -> u64;
-
-    /// Rate of the time stamp counter in kHz; it counts at the same rate on all CPUs.
-    fn tsc_khz() -> u32;
 
     /// Takes a reference to the event that the loader names by `handle` (eventfd number, event handle).
     ///
@@ -176,9 +225,7 @@ pub trait Host: Sized + Send + Sync + 'static {
     /// [`OutOfMemory`].
     fn timer_new(callback: TimerCallback) -> Result<Self::Timer, OutOfMemory>;
 
-    /// Arms the timer to expire once in `delay_ns` nanoseconds, best on this CPU; replaces an earlier setting.
-    fn timer_set(timer: &Self::Timer, delay_ns: u64);
-
-    /// Disarms the timer; a callback may still be running.
-    fn timer_cancel(timer: &Self::Timer);
+    /// Arms the timer to expire once in `delay_ns` nanoseconds, best on this CPU; replaces an earlier setting. `None` disarms
+    /// it; a callback may still be running.
+    fn timer_set(timer: &Self::Timer, delay_ns: Option<u64>);
 }

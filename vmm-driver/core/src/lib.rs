@@ -14,9 +14,11 @@
 //! | `cpuid`, `msr`, `policy` | what the guest's CPU has, and what may be loaded into it |
 //! | `emulate`, `paging` | instructions that the CPU could not finish, and the guest's page tables |
 //! | `apic`, `pvclock`, `doorbell` | interrupts, time, events to the loader |
+//! | `paravirtual` | the same for guests that have event channels |
 //! | `xstate`, `registers` | extended state, names of registers |
 //! | `hypervisor` | who runs this machine, where it is a virtual one |
 //! | `instructions` | privileged instructions that engines share |
+//! | `mitigation` | what a guest must not find in the CPU's buffers |
 //! | `nested` | nested page tables, whatever their entries look like |
 //! | `delivery` | events on their way into the guest |
 //! | `host_registers`, `debug_registers`, `reset` | the host's registers put aside; registers after reset |
@@ -42,10 +44,12 @@ pub mod host_registers;
 pub mod hypervisor;
 pub mod instructions;
 pub mod memory;
+pub mod mitigation;
 pub mod msr;
 pub mod nested;
 pub mod pae;
 pub mod paging;
+pub mod paravirtual;
 pub mod policy;
 pub mod pvclock;
 mod rare_exits;
@@ -55,6 +59,8 @@ mod run;
 mod state;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
+#[cfg(any(test, feature = "test-vcpu"))]
+pub mod test_vcpu;
 pub mod tlb_tag;
 mod vcpu;
 mod vm;

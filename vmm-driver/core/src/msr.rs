@@ -15,6 +15,7 @@ use crate::exit::Exception;
 use crate::memory::Memory;
 use crate::policy;
 use crate::policy::Control;
+use crate::pvclock;
 use crate::pvclock::Clock;
 
 /// The MSRs that core knows, by number (APM vol. 2, appendix A; SDM vol. 4).
@@ -114,11 +115,11 @@ enum Writes {
 }
 
 /// A register whose value never changes.
-struct Constant {
+pub(crate) struct Constant {
     index: u32,
     /// Whose CPUs have it; both where `None`.
     vendor: Option<Vendor>,
-    value: u64,
+    pub(crate) value: u64,
     writes: Writes,
 }
 
@@ -175,7 +176,7 @@ const CONSTANTS: [Constant; 15] = [
     Constant::amd(index::DE_CFG, LFENCE_SERIALIZES, Writes::Ignored),
 ];
 
-fn constant(table: &CpuidTable, index: u32) -> Option<&'static Constant> {
+pub(crate) fn constant(table: &CpuidTable, index: u32) -> Option<&'static Constant> {
     let fits = |row: &&Constant| row.index == index && row.vendor.is_none_or(|vendor| vendor == table.vendor());
     CONSTANTS.iter().find(fits)
 }
@@ -244,7 +245,7 @@ impl GuestMsrs {
         })
     }
 
-    /// WRMSR.
+    /// WRMSR, but for [`GuestMsrs::show_wall_clock`].
     ///
     /// # Errors
     /// #GP, for registers that do not exist or are read-only, and values that they do not take.
@@ -269,14 +270,16 @@ impl GuestMsrs {
                 self.system_time = value;
                 self.show_time(cpu);
             }
-            index::KVM_WALL_CLOCK => {
-                self.wall_clock = value;
-                // An address without RAM is the guest's own loss.
-                let _ = cpu.clock.write_wall_clock(cpu.memory, value, &mut self.clock_version);
-            }
             _ => write_constant(cpu.table, index, value)?,
         }
         Ok(Action::Done)
+    }
+
+    /// WRMSR of `KVM_WALL_CLOCK`: shows the wall clock at the guest's time 0, in nanoseconds since 1970, at `gpa`.
+    pub fn show_wall_clock(&mut self, memory: &Memory, gpa: u64, wall_at_start: u64) {
+        self.wall_clock = gpa;
+        // An address without RAM is the guest's own loss.
+        let _ = pvclock::write_wall_clock(memory, gpa, wall_at_start, &mut self.clock_version);
     }
 
     /// Writes the vCPU's clock to guest memory, where the guest has switched it on.
@@ -289,7 +292,24 @@ impl GuestMsrs {
     }
 }
 
-fn predict(table: &CpuidTable, value: u64) -> Result<Action, Exception> {
+/// Where a write of this register would have the clock written to RAM that is absent.
+#[inline]
+pub(crate) fn absent_memory(memory: &Memory, index: u32, value: u64) -> Option<u64> {
+    match index {
+        index::KVM_SYSTEM_TIME if value & SYSTEM_TIME_ON != 0 => absent_clock(memory, value & !SYSTEM_TIME_ON),
+        index::KVM_WALL_CLOCK => absent_clock(memory, value),
+        _ => None,
+    }
+}
+
+/// The first or last byte of a clock at `gpa` that is in RAM and absent.
+#[cold]
+fn absent_clock(memory: &Memory, gpa: u64) -> Option<u64> {
+    let last = gpa.checked_add(Clock::LARGEST - 1)?;
+    [gpa, last].into_iter().find(|gpa| memory.is_ram(*gpa) && memory.page(*gpa).is_none())
+}
+
+pub(crate) fn predict(table: &CpuidTable, value: u64) -> Result<Action, Exception> {
     match value {
         _ if !table.has_ibpb() => Err(GP),
         PRED_CMD_IBPB => Ok(Action::Ibpb),
@@ -306,7 +326,7 @@ fn write_efer<V: Vcpu>(cpu: &mut Context<'_, V>, value: u64) -> Result<(), Excep
 }
 
 /// AMD's CPUs drop the upper half, Intel's fault.
-fn tsc_aux(table: &CpuidTable, value: u64) -> Result<u32, Exception> {
+pub(crate) fn tsc_aux(table: &CpuidTable, value: u64) -> Result<u32, Exception> {
     #[expect(clippy::cast_possible_truncation, reason = "dropped, as the CPU does")]
     match table.vendor() {
         Vendor::Intel if value >> 32 != 0 => Err(GP),
@@ -314,7 +334,7 @@ fn tsc_aux(table: &CpuidTable, value: u64) -> Result<u32, Exception> {
     }
 }
 
-fn write_constant(table: &CpuidTable, index: u32, value: u64) -> Result<(), Exception> {
+pub(crate) fn write_constant(table: &CpuidTable, index: u32, value: u64) -> Result<(), Exception> {
     let row = constant(table, index).ok_or(GP)?;
     match row.writes {
         Writes::Ignored => Ok(()),
@@ -354,7 +374,7 @@ mod tests {
             &mut self,
             access: impl FnOnce(&mut GuestMsrs, &mut Context<'_, crate::test_support::TestVcpu>) -> T,
         ) -> T {
-            let clock = Clock::new(1_000_000, 0, 5);
+            let clock = Clock::new(1_000_000, 0, 0);
             let Self { guest, apic, table, msrs } = self;
             let memory = &guest.memory;
             access(msrs, &mut Context { vcpu: &mut guest.vcpu, apic, table, memory, clock: &clock, now: NOW })
@@ -470,10 +490,11 @@ mod tests {
         let mut machine = Machine::new(all_features());
         for gpa in [u64::MAX, TestGuest::RAM, 1 << 63 | 1] {
             assert_eq!(machine.write(index::KVM_SYSTEM_TIME, gpa), Ok(Action::Done));
-            assert_eq!(machine.write(index::KVM_WALL_CLOCK, gpa), Ok(Action::Done));
+            machine.msrs.show_wall_clock(&machine.guest.memory, gpa, 5);
             assert_eq!(machine.read(index::KVM_SYSTEM_TIME), Some(gpa));
+            assert_eq!(machine.read(index::KVM_WALL_CLOCK), Some(gpa));
         }
-        assert_eq!(machine.write(index::KVM_WALL_CLOCK, 0x4000), Ok(Action::Done));
+        machine.msrs.show_wall_clock(&machine.guest.memory, 0x4000, 5);
         assert_eq!(machine.guest.read(0x4008, 4), 5_u32.to_le_bytes());
     }
 
@@ -481,7 +502,7 @@ mod tests {
         #[test]
         fn any_sequence_is_harmless(writes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u32>(), any::<u64>()), 0..50)) {
             let mut machine = Machine::new(all_features());
-            let known: Vec<u32> = READABLE.into_iter().chain(0x800..=0x83f).chain([index::PRED_CMD, index::KVM_WALL_CLOCK]).collect();
+            let known: Vec<u32> = READABLE.into_iter().chain(0x800..=0x83f).chain([index::PRED_CMD]).collect();
             for (pick, other, value) in writes {
                 for index in [*pick.get(&known), other] {
                     let _ = machine.write(index, value);

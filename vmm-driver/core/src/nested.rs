@@ -29,6 +29,8 @@ pub struct NestedTables<F: Format> {
     root: Block,
     /// All tables below the root.
     tables: Vec<Block>,
+    /// Tables that nothing points to any more, and all of whose entries are empty.
+    spare: Vec<Block>,
     /// The table that was used last on each level, from the lowest on: memory is mapped from one end to the other, so the
     /// next page is most often there.
     recent: [Option<Block>; MOST_LEVELS],
@@ -41,7 +43,7 @@ impl<F: Format> NestedTables<F> {
     /// [`OutOfMemory`].
     pub fn new<H: Host>(format: F, levels: u32) -> Result<Self, OutOfMemory> {
         let root = H::alloc_block(0).ok_or(OutOfMemory)?;
-        Ok(Self { format, levels, root, tables: Vec::new(), recent: [None; MOST_LEVELS] })
+        Ok(Self { format, levels, root, tables: Vec::new(), spare: Vec::new(), recent: [None; MOST_LEVELS] })
     }
 
     /// Physical address of the root.
@@ -50,8 +52,13 @@ impl<F: Format> NestedTables<F> {
         self.root.phys
     }
 
+    /// What entries look like that are made from now on.
+    pub fn set_format(&mut self, format: F) {
+        self.format = format;
+    }
+
     /// Maps a block of 2^`order` pages, order 0 or [`ORDER_2M`]. What is mapped already in part, after an error, may be
-    /// mapped again to the same.
+    /// mapped again to the same. CPUs may use the tables meanwhile: what was not there is there from some moment on.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -64,25 +71,60 @@ impl<F: Format> NestedTables<F> {
 
     /// Maps one page by an entry on level `leaf`, 1 or 2.
     fn map_leaf<H: Host>(&mut self, gpa: u64, phys: u64, leaf: u32) -> Result<(), OutOfMemory> {
+        let entry = self.format.leaf(phys, leaf == 2);
+        store(self.entry::<H>(gpa, leaf)?, entry);
+        Ok(())
+    }
+
+    /// Unmaps what is mapped in the aligned 2 MiB that `gpa` is in. CPUs may know it still: their translations have to be forgotten
+    /// before anything else comes there, or its memory is given away.
+    pub fn unmap(&mut self, gpa: u64) {
         let mut table = self.root;
-        for level in (leaf + 1..=self.levels).rev() {
-            let entry = entry(table, gpa, level);
+        for level in (3..=self.levels).rev() {
+            let Some(next) = self.format.next(*entry(table, gpa, level)) else { return };
+            let Ok(below) = self.find(next, level - 1) else { return };
+            table = below;
+        }
+        let directory = entry(table, gpa, 2);
+        let next = self.format.next(*directory);
+        store(directory, 0);
+        // A page of 2 MiB has no table. One of pages has a use again.
+        if let Some(below) = next.and_then(|next| self.find(next, 1).ok()) {
+            for address in (0..512).map(|page| page << 12) {
+                store(entry(below, address, 1), 0);
+            }
+            self.spare.push(below);
+            self.tables.retain(|table| *table != below);
+            self.recent[0] = None;
+        }
+    }
+
+    /// The entry for `gpa` in a table of `level`, 1 to the number of levels; the tables above are made where they are missing.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`], also where a large page is in the way, or a table that is not of these tables.
+    pub fn entry<H: Host>(&mut self, gpa: u64, level: u32) -> Result<&mut u64, OutOfMemory> {
+        let mut table = self.root;
+        for above in (level + 1..=self.levels).rev() {
+            let entry = entry(table, gpa, above);
             table = match self.format.next(*entry) {
-                Some(next) => self.find(next, level - 1)?,
+                Some(next) => self.find(next, above - 1)?,
                 None => {
                     let below = self.allocate::<H>()?;
-                    *entry = self.format.table(below.phys);
+                    store(entry, self.format.table(below.phys));
                     below
                 }
             };
         }
-        *entry(table, gpa, leaf) = self.format.leaf(phys, leaf == 2);
-        Ok(())
+        Ok(entry(table, gpa, level))
     }
 
     fn allocate<H: Host>(&mut self) -> Result<Block, OutOfMemory> {
         self.tables.try_reserve(1).map_err(|_| OutOfMemory)?;
-        let block = H::alloc_block(0).ok_or(OutOfMemory)?;
+        // So that unmap() needs no memory.
+        let tables = self.tables.len() + 1;
+        self.spare.try_reserve(tables).map_err(|_| OutOfMemory)?;
+        let block = self.spare.pop().or_else(|| H::alloc_block(0)).ok_or(OutOfMemory)?;
         self.tables.push(block);
         Ok(block)
     }
@@ -99,11 +141,17 @@ impl<F: Format> NestedTables<F> {
 
     /// Frees the tables; no CPU uses them any more.
     pub fn free<H: Host>(self) {
-        for block in self.tables.into_iter().chain([self.root]) {
+        for block in self.tables.into_iter().chain(self.spare).chain([self.root]) {
             // SAFETY: allocated in new() and allocate(), and by the caller nothing names the tables any more.
             unsafe { H::free_block(block) };
         }
     }
+}
+
+/// Writes an entry, by one store: a CPU may read it at this moment.
+fn store(entry: &mut u64, value: u64) {
+    // SAFETY: the reference is the only one, but for CPUs that walk the tables, and they see no more than a store.
+    unsafe { core::ptr::from_mut(entry).write_volatile(value) };
 }
 
 /// The entry for `gpa` in a table of `level` (1 is the lowest).
@@ -197,6 +245,41 @@ mod tests {
         assert_eq!(MockHost::blocks() - before, 8);
         assert_eq!(walk(&tables, 0x3000), Some(0x5000 | PRESENT));
         assert_eq!(walk(&tables, 1 << 40), Some(0x1000 | PRESENT));
+        tables.free::<MockHost>();
+        assert_eq!(MockHost::blocks(), before);
+    }
+
+    #[test]
+    fn test_an_entry_of_any_level_can_be_had_and_parts_can_be_shared() {
+        let (mut whole, mut part) = (tables(4, 0), tables(5, 0));
+        whole.map::<MockHost>(0x20_0000, 0x4000_0000, ORDER_2M).unwrap();
+        *part.entry::<MockHost>(0, 4).unwrap() = *whole.entry::<MockHost>(0, 4).unwrap();
+        assert_eq!(walk(&part, 0x20_1000), walk(&whole, 0x20_1000));
+        assert!(part.map::<MockHost>(0x1000, 0x9000, 0).is_err(), "a table of another's is not to be changed");
+        whole.free::<MockHost>();
+        part.free::<MockHost>();
+    }
+
+    #[test]
+    fn test_what_is_unmapped_is_gone_and_its_table_is_used_again() {
+        let before = MockHost::blocks();
+        let mut tables = tables(4, 0);
+        tables.map::<MockHost>(0x20_0000, 0x4000_0000, ORDER_2M).unwrap();
+        for page in 0..512 {
+            tables.map::<MockHost>(0x40_0000 + page * 4096, 0x9000 + page * 4096, 0).unwrap();
+        }
+        let blocks = MockHost::blocks();
+        for gpa in [0x20_0000, 0x5f_f000, 0x60_0000, 1 << 40] {
+            tables.unmap(gpa);
+        }
+        for gpa in [0x20_0000, 0x3f_f000, 0x40_0000, 0x5f_f000] {
+            assert_eq!(walk(&tables, gpa), None, "{gpa:#x}");
+        }
+        tables.map::<MockHost>(0x40_0000, 0x8000_0000, ORDER_2M).unwrap();
+        tables.map::<MockHost>(0x20_1000, 0x7000, 0).unwrap();
+        assert_eq!((walk(&tables, 0x20_1000), walk(&tables, 0x20_0000)), (Some(0x7000 | PRESENT), None));
+        assert_eq!(walk(&tables, 0x40_5000), Some(0x8000_0000 | LARGE | PRESENT));
+        assert_eq!(MockHost::blocks(), blocks, "no table more");
         tables.free::<MockHost>();
         assert_eq!(MockHost::blocks(), before);
     }

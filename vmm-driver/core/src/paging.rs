@@ -448,7 +448,7 @@ pub fn linear_rip<V: Vcpu>(vcpu: &V) -> u64 {
 fn code_usual<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64) -> Option<NonNull<u8>> {
     let access = Access { write: false, fetch: true, user: vcpu.cpl() == 3 };
     let gpa = translate_usual(vcpu, memory, linear, access)?;
-    memory.page(gpa).map(|page| byte_of(page, gpa))
+    memory.page_to_read(gpa).map(|page| byte_of(page, gpa))
 }
 
 /// Pointer to the code at `linear`.
@@ -456,7 +456,7 @@ fn code_usual<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64) -> Option<NonNull
 fn code<V: Vcpu>(vcpu: &V, memory: &Memory, linear: u64) -> Result<NonNull<u8>, FetchFault> {
     let access = Access { write: false, fetch: true, user: vcpu.cpl() == 3 };
     let gpa = translate_any(vcpu, memory, linear, access).map_err(|fault| FetchFault::Translation(linear, fault))?;
-    memory.page(gpa).map(|page| byte_of(page, gpa)).ok_or(FetchFault::OutsideRam(gpa))
+    memory.page_to_read(gpa).map(|page| byte_of(page, gpa)).ok_or(FetchFault::OutsideRam(gpa))
 }
 
 /// The byte at `gpa`, whose page this is.
@@ -501,7 +501,7 @@ pub fn peek_usual<V: Vcpu>(vcpu: &V, memory: &Memory) -> Option<u64> {
         }
     }
     let offset = (1 << shift) - 1;
-    let page = view.page(value & entry::ADDRESS & !offset | rip & offset)?;
+    let page = view.page_to_read(value & entry::ADDRESS & !offset | rip & offset)?;
     // SAFETY: 8 bytes of a guest page follow the pointer, as checked above, and Word needs no alignment; volatile, for the
     // guest may write them at this moment.
     Some(unsafe { byte_of(page, rip).cast::<Word>().read_volatile() }.0)

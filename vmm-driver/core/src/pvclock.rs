@@ -2,7 +2,8 @@
 //! by its own time stamp counter (Linux `Documentation/virt/kvm/x86/msr.rst`, `pvclock-abi.h`).
 //!
 //! Both are written once, when the guest asks for them: guest time is the host's time stamp counter since the VM's
-//! start, in nanoseconds, at a rate that never changes. It is the same for all vCPUs and never goes back.
+//! start, in nanoseconds, at a rate that never changes. It is the same for all vCPUs and never goes back. The wall clock is
+//! the host's of the moment when the guest asks, so that one who asks again hears of a clock that was set meanwhile.
 
 use core::sync::atomic::Ordering;
 use core::sync::atomic::fence;
@@ -73,6 +74,43 @@ impl Clock {
         Self { start_tsc, start_wall_ns, multiplier, shift: shift - 64 }
     }
 
+    /// The host's time stamp counter when the guest's time was 0.
+    #[must_use]
+    pub const fn start_tsc(&self) -> u64 {
+        self.start_tsc
+    }
+
+    /// The wall clock at the guest's time 0: seconds since 1970, and nanoseconds.
+    #[must_use]
+    pub const fn start_wall(&self) -> (u64, u32) {
+        (self.start_wall_ns / SECOND, (self.start_wall_ns % SECOND) as u32)
+    }
+
+    /// The guest's time, in nanoseconds, when the host's time stamp counter is `tsc`.
+    #[must_use]
+    pub fn elapsed_ns(&self, tsc: u64) -> u64 {
+        let counts = u128::from(tsc.wrapping_sub(self.start_tsc));
+        // A rate is 1 kHz at least, for which the shift is 20.
+        let right = u32::try_from(32 - i32::from(self.shift)).unwrap_or(0);
+        u64::try_from((counts * u128::from(self.multiplier)) >> right).unwrap_or(u64::MAX)
+    }
+
+    /// The wall clock at the guest's time 0, in nanoseconds since 1970, by the host's of now, at the time stamp counter `tsc`.
+    #[must_use]
+    pub fn wall_at_start(&self, wall_ns: u64, tsc: u64) -> u64 {
+        wall_ns.saturating_sub(self.elapsed_ns(tsc))
+    }
+
+    /// Multiplier and shift of the rate: nanoseconds = ((counts << shift) * multiplier) >> 32, shifted right where the shift is
+    /// negative. The multiplier's top bit is set.
+    #[must_use]
+    pub const fn scale(&self) -> (u32, i8) {
+        (self.multiplier, self.shift)
+    }
+
+    /// Bytes of the larger of the two structures.
+    pub(crate) const LARGEST: u64 = size_of::<SystemTime>() as u64;
+
     /// Writes a vCPU's system time to guest-physical `gpa`. `tsc_offset` is what its time stamp counter has more than
     /// the host's, `version` what was written last. False where there is no RAM.
     #[must_use]
@@ -89,15 +127,16 @@ impl Clock {
         };
         write_versioned(memory, gpa, time.as_bytes(), version)
     }
+}
 
-    /// Writes the wall clock to guest-physical `gpa`; `version` as above. False where there is no RAM.
-    #[must_use]
-    pub fn write_wall_clock(&self, memory: &Memory, gpa: u64, version: &mut u32) -> bool {
-        #[expect(clippy::cast_possible_truncation, reason = "the interface has 32 bits for the seconds: until 2106")]
-        let (seconds, nanoseconds) = ((self.start_wall_ns / SECOND) as u32, (self.start_wall_ns % SECOND) as u32);
-        let wall = WallClock { version: 0, seconds, nanoseconds };
-        write_versioned(memory, gpa, wall.as_bytes(), version)
-    }
+/// Writes the wall clock at the guest's time 0 to guest-physical `gpa`; `version` is what was written last. False where there is no
+/// RAM.
+#[must_use]
+pub fn write_wall_clock(memory: &Memory, gpa: u64, wall_at_start: u64, version: &mut u32) -> bool {
+    #[expect(clippy::cast_possible_truncation, reason = "the interface has 32 bits for the seconds: until 2106")]
+    let (seconds, nanoseconds) = ((wall_at_start / SECOND) as u32, (wall_at_start % SECOND) as u32);
+    let wall = WallClock { version: 0, seconds, nanoseconds };
+    write_versioned(memory, gpa, wall.as_bytes(), version)
 }
 
 /// Writes a structure that begins with its version: odd while the rest changes, even and new afterwards, so that a
@@ -139,7 +178,21 @@ mod tests {
             [(1_000_000, 1 << 31, 1), (2_000_000, 1 << 31, 0), (2_500_000, 3_435_973_836, -1)]
         {
             let clock = Clock::new(khz, 0, 0);
-            assert_eq!((clock.multiplier, clock.shift), (multiplier, shift), "{khz} kHz");
+            assert_eq!(clock.scale(), (multiplier, shift), "{khz} kHz");
+        }
+    }
+
+    #[test]
+    fn start_is_told() {
+        let clock = Clock::new(1, 77, 1_700_000_000_123_456_789);
+        assert_eq!((clock.start_tsc(), clock.start_wall()), (77, (1_700_000_000, 123_456_789)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_time_is_harmless(khz: u32, start: u64, tsc: u64, wall: u64) {
+            let clock = Clock::new(khz, start, 0);
+            prop_assert!(clock.wall_at_start(wall, tsc) <= wall);
         }
     }
 
@@ -147,7 +200,7 @@ mod tests {
     fn wall_clock_layout() {
         let guest = TestGuest::real_mode();
         let mut version = 6;
-        assert!(Clock::new(1, 0, 1_700_000_000_123_456_789).write_wall_clock(&guest.memory, 0xffd, &mut version));
+        assert!(write_wall_clock(&guest.memory, 0xffd, 1_700_000_000_123_456_789, &mut version));
         let bytes = guest.read(0xffd, 12);
         assert_eq!(bytes[..4], 8_u32.to_le_bytes());
         assert_eq!(bytes[4..8], 1_700_000_000_u32.to_le_bytes());
@@ -174,6 +227,10 @@ mod tests {
             let got = u128::from(guest_ns(&bytes, tsc));
             // One part in 2^31, and the count that the shift drops.
             prop_assert!(got.abs_diff(wanted) <= wanted / (1 << 31) + 200, "{} for {}", got, wanted);
+            // The driver's own count is the same.
+            let ours = clock.elapsed_ns(start.wrapping_add(elapsed));
+            prop_assert!(got.abs_diff(u128::from(ours)) <= 200, "{} for {}", ours, got);
+            prop_assert_eq!(clock.wall_at_start(ours.saturating_add(5), start.wrapping_add(elapsed)), 5);
         }
 
         #[test]
@@ -183,7 +240,7 @@ mod tests {
             let fits = |at: u64, size: u64| at.checked_add(size).is_some_and(|end| end <= TestGuest::RAM);
             for at in [gpa, near_end] {
                 prop_assert_eq!(clock.write_system_time(&guest.memory, at, 0, &mut version), fits(at, 32));
-                prop_assert_eq!(clock.write_wall_clock(&guest.memory, at, &mut version), fits(at, 12));
+                prop_assert_eq!(write_wall_clock(&guest.memory, at, 7, &mut version), fits(at, 12));
                 prop_assert_eq!(version & 1, 0);
             }
         }

@@ -1,6 +1,7 @@
 //! Exits that are rare enough to be away from the others: control and debug registers, XSETBV, exceptions, ends.
 
 use covisor_abi::ExitReason;
+use covisor_abi::Run;
 
 use crate::emulate;
 use crate::emulate::Cause;
@@ -13,7 +14,9 @@ use crate::engine::Next;
 use crate::engine::Vcpu;
 use crate::exit::Exception;
 use crate::exit::Exit;
+use crate::exit::PowerRequest;
 use crate::exits::Handler;
+use crate::exits::Leave;
 use crate::host::Host;
 use crate::pae;
 use crate::paging;
@@ -21,6 +24,7 @@ use crate::policy;
 use crate::policy::Control;
 use crate::registers::CodeSize;
 use crate::registers::Cr0;
+use crate::run::end;
 
 /// CR0's low four bits, which LMSW sets; of them it cannot clear the first, PE (APM vol. 3, LMSW).
 const MACHINE_STATUS: u64 = 0xf;
@@ -45,10 +49,22 @@ impl<H: Host, E: Engine> Handler<'_, H, E> {
             }
             Exit::Exception(exception) => self.inject(vcpu, exception),
             Exit::Shutdown => {
-                self.leave = crate::exits::Leave::Loader(crate::run::end(vcpu, ExitReason::Shutdown));
+                self.leave = Leave::Loader(end(vcpu, ExitReason::Shutdown));
                 Next::Leave
             }
             Exit::Kill(reason, detail) => self.kill(vcpu, reason, detail),
+            Exit::HaltForever => {
+                self.leave = Leave::Loader(end(vcpu, ExitReason::HaltedForever));
+                Next::Leave
+            }
+            Exit::Power(request) => {
+                let reason = match request {
+                    PowerRequest::Off => ExitReason::PowerOff,
+                    PowerRequest::Reset => ExitReason::Reset,
+                };
+                self.leave = Leave::Loader(Run { exit: reason as u32, ..Run::default() });
+                Next::Leave
+            }
             // The others are answered in exits.rs.
             _ => Next::Resume,
         }

@@ -13,12 +13,14 @@
 use core::sync::atomic::Ordering;
 
 use covisor_abi::ExitReason;
+use covisor_abi::KillReason;
 use covisor_abi::Run;
 use covisor_abi::StatsKind;
 
 use crate::device::CallError;
 use crate::emulate;
 use crate::emulate::Answer;
+use crate::emulate::Cause;
 use crate::engine::Engine;
 use crate::engine::Next;
 use crate::engine::Vcpu;
@@ -47,13 +49,29 @@ pub(crate) fn run<H: Host, E: Engine>(
         return Ok(());
     }
     let engine_vm = parts.vm.as_ref().ok_or(CallError::Busy)?;
-    let mut leave = complete(vm, shared, owned, run.data)?;
+    if vm.stopped.load(Ordering::SeqCst) {
+        return Err(CallError::Interrupted);
+    }
+    if E::PARAVIRTUAL {
+        // Whoever sets the clock kicks the vCPU, which so comes here.
+        owned.engine.show_wall_clock(vm.clock.wall_at_start(H::wall_clock_ns(), tsc()));
+    }
+    let mut leave = complete(vm, engine_vm, shared, owned, run.data)?;
     loop {
         match leave {
             Leave::Again => {}
             // Rung by a store that an answer of the loader's completed; the others are rung in enter().
             Leave::Doorbell(index) => vm.doorbells.ring(index),
             Leave::Notify(set) => vm.notify(set),
+            Leave::WallClock => {
+                owned.state.wall_clock = Some(vm.clock.wall_at_start(H::wall_clock_ns(), tsc()));
+            }
+            Leave::Populate(gpa) => {
+                if vm.populate(engine_vm, gpa).is_err() {
+                    leave = Leave::Loader(out_of_memory(&owned.engine, gpa));
+                    continue;
+                }
+            }
             Leave::Loader(ref exit) => return to_loader(shared, owned, exit, run),
         }
         leave = Leave::Again;
@@ -93,7 +111,24 @@ fn to_loader<H: Host, E: Engine>(
 
 /// Whether the vCPU does not run again after this exit.
 const fn is_end(reason: ExitReason) -> bool {
-    matches!(reason, ExitReason::Shutdown | ExitReason::HaltedForever | ExitReason::Killed)
+    match reason {
+        ExitReason::Shutdown
+        | ExitReason::HaltedForever
+        | ExitReason::Killed
+        | ExitReason::PowerOff
+        | ExitReason::Reset => true,
+        ExitReason::Interrupted
+        | ExitReason::PortRead
+        | ExitReason::PortWrite
+        | ExitReason::MemoryRead
+        | ExitReason::MemoryWrite => false,
+    }
+}
+
+/// The end of a guest whose RAM the host has no memory for.
+#[cold]
+fn out_of_memory<V: Vcpu>(vcpu: &V, gpa: u64) -> Run {
+    Run { kill: KillReason::NoHostMemory as u32, detail: gpa, ..end(vcpu, ExitReason::Killed) }
 }
 
 /// The exit that tells the loader of an end.
@@ -102,8 +137,10 @@ pub(crate) fn end<V: Vcpu>(vcpu: &V, reason: ExitReason) -> Run {
 }
 
 /// Gives the guest what the loader read for it.
+#[inline]
 fn complete<H: Host, E: Engine>(
     vm: &Vm<H, E>,
+    engine_vm: &E::Vm,
     shared: &Shared<H>,
     owned: &mut Owned<E>,
     data: u64,
@@ -118,14 +155,34 @@ fn complete<H: Host, E: Engine>(
         Some(Pending::PortElement { port, size, cause }) => (cause, Answer::Port { port, size, value: data }),
         Some(Pending::Memory { gpa, size, cause }) => (cause, Answer::Memory { gpa, size, value: data }),
     };
+    complete_instruction(vm, engine_vm, shared, owned, cause, answer)
+}
+
+/// Carries out the instruction that wanted to know.
+#[inline(never)]
+fn complete_instruction<H: Host, E: Engine>(
+    vm: &Vm<H, E>,
+    engine_vm: &E::Vm,
+    shared: &Shared<H>,
+    owned: &mut Owned<E>,
+    cause: Cause,
+    answer: Answer,
+) -> Result<Leave, CallError> {
     let Owned { engine, state } = owned;
     vm.slot.complete::<H>(engine).map_err(|_| CallError::NoEngine)?;
     let mut handler = Handler::new(vm, shared, state);
-    let next = handler.emulate(engine, cause, Some(answer));
-    Ok(match next {
-        Next::Resume => Leave::Again,
-        Next::Leave => handler.leave,
-    })
+    loop {
+        let next = handler.emulate(engine, cause, Some(answer));
+        let leave = match next {
+            Next::Resume => Leave::Again,
+            Next::Leave => handler.leave,
+        };
+        // The answer is for this try only, so the memory comes at once.
+        let Leave::Populate(gpa) = leave else { return Ok(leave) };
+        if vm.populate(engine_vm, gpa).is_err() {
+            return Ok(Leave::Loader(out_of_memory(engine, gpa)));
+        }
+    }
 }
 
 /// Puts what was read from a port into AL, AX or EAX; 32 bits clear the upper half.
@@ -138,9 +195,11 @@ pub(crate) fn set_port_value<V: Vcpu>(vcpu: &mut V, size: u8, value: u64) {
     };
 }
 
-/// Whether nothing can end the halt: the guest does not take interrupts, and no other vCPU is there to send an NMI.
+/// Whether nothing can end the halt: the guest does not take interrupts, and no other vCPU is there to send an NMI. A
+/// paravirtual guest says so by itself ([`crate::exit::Exit::HaltForever`]).
 fn is_halted_forever<H: Host, E: Engine>(parts: &Parts<H, E>, owned: &Owned<E>) -> bool {
-    owned.engine.rflags() & RFlags::FLAGS_IF.bits() == 0
+    !E::PARAVIRTUAL
+        && owned.engine.rflags() & RFlags::FLAGS_IF.bits() == 0
         && parts.vcpus.len() == 1
         && !owned.state.nmi
         && !owned.engine.injection_waits()
@@ -170,15 +229,12 @@ fn arm<H: Host>(shared: &Shared<H>, state: &mut VcpuState) {
     if deadline == state.armed {
         return;
     }
-    match deadline {
-        Some(deadline) => {
-            let ticks = deadline.saturating_sub(tsc());
-            // Rounded up: when the timer fires it is time.
-            let nanoseconds = u128::from(ticks) * 1_000_000 / u128::from(H::tsc_khz().max(1)) + 1;
-            shared.set_timer(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
-        }
-        None => shared.cancel_timer(),
-    }
+    shared.set_timer(deadline.map(|deadline| {
+        let ticks = deadline.saturating_sub(tsc());
+        // Rounded up: when the timer fires it is time.
+        let nanoseconds = u128::from(ticks) * 1_000_000 / u128::from(H::machine().tsc_khz.max(1)) + 1;
+        u64::try_from(nanoseconds).unwrap_or(u64::MAX)
+    }));
     state.armed = deadline;
 }
 
@@ -203,18 +259,17 @@ fn enter<H: Host, E: Engine>(
     shared: &Shared<H>,
     owned: &mut Owned<E>,
 ) -> Result<Leave, CallError> {
-    H::preempt_off();
+    let here = vm.slot.settle::<H>(&mut owned.engine);
     arm_for_guest(shared, owned);
-    let here = H::cpu();
-    vm.slot.give_up::<H>(&owned.engine, Some(here));
     shared.enter(here);
     H::interrupts_off();
-    // With interrupts off: what comes now makes the guest exit at once, so nothing is overlooked.
-    let outcome = if H::must_yield() {
+    // With interrupts off: what comes now makes the guest exit at once, so nothing is overlooked. A kick that came since it was looked for,
+    // and before the CPU could be seen, interrupted nothing.
+    let outcome = if H::must_yield() || shared.kicked.load(Ordering::SeqCst) {
         Err(None)
     } else {
         // SAFETY: interrupts are off, and this is the only reference on this CPU until they are on.
-        unsafe { vm.slot.cpu_here::<H>() }.map_err(Some)
+        unsafe { vm.slot.cpu_here::<H>(here) }.map_err(Some)
     };
     let leave = outcome.map(|cpu| {
         let Owned { engine, state } = owned;
@@ -222,14 +277,15 @@ fn enter<H: Host, E: Engine>(
         let mut handler = Handler::new(vm, shared, state);
         loop {
             handler.deliver(engine);
-            // SAFETY: preemption and interrupts are off, the CPU is this one and enabled, the vCPU is this VM's and ours.
-            unsafe { vm.slot.engine().run(cpu, engine_vm, engine, &mut handler) };
-            if E::CUTS_TASK_SEGMENT {
-                H::task_segment_cut();
-            }
+            H::in_guest(E::STAY, || {
+                // SAFETY: preemption and interrupts are off, the CPU is this one and enabled, the vCPU is this VM's and ours.
+                unsafe { vm.slot.engine().run(cpu, engine_vm, engine, &mut handler) };
+            });
             let Leave::Doorbell(index) = handler.leave else { return handler.leave };
             // The short way for what guests do most: the thread stays where it is.
             handler.leave = Leave::Again;
+            // SAFETY: interrupts are off since run() returned.
+            unsafe { E::hand_over(engine) };
             H::interrupts_on();
             vm.doorbells.ring(index);
             H::interrupts_off();
@@ -238,9 +294,9 @@ fn enter<H: Host, E: Engine>(
             }
         }
     });
-    H::interrupts_on();
     shared.leave();
-    H::preempt_on();
+    // SAFETY: it is called with interrupts off, which they are since run() returned, if it was called.
+    H::let_go(|| unsafe { E::hand_over(&mut owned.engine) });
     match leave {
         Ok(leave) => Ok(leave),
         Err(None) => {
@@ -248,5 +304,31 @@ fn enter<H: Host, E: Engine>(
             Ok(Leave::Again)
         }
         Err(Some(_)) => Err(CallError::NoEngine),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use covisor_abi::Call;
+    use covisor_abi::Kick;
+
+    use super::*;
+    use crate::test_support::MockEngine;
+    use crate::test_support::MockHost;
+    use crate::test_support::machine::Machine;
+
+    #[test]
+    fn test_a_kick_on_the_way_in_keeps_the_guest_out() {
+        let machine: &Machine = Box::leak(Box::new(Machine::new::<MockEngine>()));
+        MockEngine::set_script(Box::new(|_| None));
+        machine.run_to_signal();
+        MockHost::set_signal(false);
+        let entries = MockEngine::entries();
+        // It finds no CPU to interrupt, and nobody asleep.
+        MockHost::before_preempt_off(|| {
+            machine.call(Call::Kick, Kick::default()).expect("the vCPU is there");
+        });
+        let run = machine.run(0).expect("it returns");
+        assert_eq!((run.exit, MockEngine::entries()), (ExitReason::Interrupted as u32, entries));
     }
 }

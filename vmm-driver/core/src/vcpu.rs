@@ -21,6 +21,8 @@ use crate::msr::GuestMsrs;
 
 /// What any thread may use of a vCPU.
 pub(crate) struct Shared<H: Host> {
+    /// First, for fields are dropped in their order: until it is dropped it may expire, and its callback uses all others.
+    timer: spin::Once<H::Timer>,
     /// Interrupts on their way to it.
     pub(crate) inbox: Inbox,
     /// Number of the physical CPU that it runs on, and 1; 0 while it does not run.
@@ -30,19 +32,18 @@ pub(crate) struct Shared<H: Host> {
     /// The host's timer expired since it was set.
     pub(crate) timer_fired: AtomicBool,
     pub(crate) waker: H::Waker,
-    timer: spin::Once<H::Timer>,
     counts: [AtomicU64; 8],
 }
 
 impl<H: Host> Shared<H> {
     fn new() -> Result<Self, OutOfMemory> {
         Ok(Self {
+            timer: spin::Once::new(),
             inbox: Inbox::new(),
             cpu: AtomicUsize::new(0),
             kicked: AtomicBool::new(false),
             timer_fired: AtomicBool::new(false),
             waker: H::waker_new()?,
-            timer: spin::Once::new(),
             counts: [const { AtomicU64::new(0) }; 8],
         })
     }
@@ -73,17 +74,16 @@ impl<H: Host> Shared<H> {
         }
     }
 
-    /// Arms the timer for `delay_ns` from now.
-    pub(crate) fn set_timer(&self, delay_ns: u64) {
-        if let Some(timer) = self.timer.get() {
-            H::timer_set(timer, delay_ns);
-        }
+    /// Has `RUN` return, now or at its next start.
+    pub(crate) fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        self.notify();
     }
 
-    /// Disarms the timer.
-    pub(crate) fn cancel_timer(&self) {
+    /// Arms the timer for `delay_ns` from now, or disarms it.
+    pub(crate) fn set_timer(&self, delay_ns: Option<u64>) {
         if let Some(timer) = self.timer.get() {
-            H::timer_cancel(timer);
+            H::timer_set(timer, delay_ns);
         }
     }
 
@@ -152,6 +152,8 @@ pub(crate) struct VcpuState {
     /// The deadline that the host's timer is armed for.
     pub(crate) armed: Option<u64>,
     pub(crate) pending: Option<Pending>,
+    /// The wall clock at the guest's time 0, in nanoseconds since 1970, read for a guest that is about to ask for it.
+    pub(crate) wall_clock: Option<u64>,
     /// How the vCPU ended; it does not run again.
     pub(crate) ended: Option<Run>,
 }
@@ -180,6 +182,7 @@ impl<H: Host, E: Engine> VcpuSlot<H, E> {
             Ok(timer) => shared.timer.call_once(|| timer),
             Err(error) => return Err((error, engine)),
         };
+        shared.inbox.publish(apic.identity());
         let state = VcpuState {
             id,
             apic,
@@ -189,6 +192,7 @@ impl<H: Host, E: Engine> VcpuSlot<H, E> {
             window: None,
             armed: None,
             pending: None,
+            wall_clock: None,
             ended: None,
         };
         Ok(Self { shared, owned: spin::Mutex::new(Owned { engine, state }) })

@@ -8,8 +8,11 @@ use core::arch::asm;
 use crate::host::Block;
 use crate::host::Host;
 use crate::host::OutOfMemory;
+use crate::instructions::rdmsr;
 use crate::instructions::read_cr0;
 use crate::instructions::read_cr4;
+use crate::instructions::wrmsr;
+use crate::msr::index;
 use crate::registers::Cr0;
 
 /// How this CPU saves extended state.
@@ -35,6 +38,8 @@ pub struct ExtendedState {
 
 /// CR4.OSXSAVE.
 const CR4_OSXSAVE: u64 = 1 << 18;
+/// EFER.FFXSR (AMD APM vol. 2, 3.1.7).
+const EFER_FFXSR: u64 = 1 << 14;
 /// Offset of MXCSR in an area (Intel SDM vol. 1, 10.5.1).
 const MXCSR_OFFSET: usize = 24;
 /// MXCSR after reset: all exceptions masked.
@@ -75,7 +80,7 @@ impl ExtendedState {
     }
 
     /// Some CPU's, for an engine that never switches it.
-    #[cfg(any(test, feature = "test-support"))]
+    #[cfg(any(test, feature = "test-vcpu"))]
     #[must_use]
     pub const fn for_tests() -> Self {
         Self { method: Method::Xsave, host_xcr0: 7, size: 832 }
@@ -118,8 +123,10 @@ impl ExtendedState {
         // SAFETY: by the caller.
         unsafe {
             let ts = clear_ts();
-            self.save(host);
-            self.restore(guest);
+            self.whole(|| {
+                self.save(host);
+                self.restore(guest);
+            });
             if guest_xcr0 != self.host_xcr0 && self.has_xsave() {
                 write_xcr0(guest_xcr0);
             }
@@ -146,11 +153,35 @@ impl ExtendedState {
                     write_xcr0(self.host_xcr0);
                 }
             }
-            self.save(guest);
-            self.restore(host);
+            self.whole(|| {
+                self.save(guest);
+                self.restore(host);
+            });
             if ts {
                 set_ts();
             }
+        }
+    }
+
+    /// Calls it with FXSAVE and FXRSTOR doing all that they can: an operating system can have told AMD's CPUs that those leave out
+    /// the SSE registers in ring 0.
+    ///
+    /// # Safety
+    /// In ring 0, interrupts off.
+    #[inline]
+    unsafe fn whole(&self, switch: impl FnOnce()) {
+        if self.has_xsave() {
+            return switch();
+        }
+        // SAFETY: by the caller; CPUs with long mode have EFER, which is as before at the end.
+        unsafe {
+            let efer = rdmsr(index::EFER);
+            if efer & EFER_FFXSR == 0 {
+                return switch();
+            }
+            wrmsr(index::EFER, efer & !EFER_FFXSR);
+            switch();
+            wrmsr(index::EFER, efer);
         }
     }
 
@@ -198,9 +229,11 @@ const fn halves(value: u64) -> (u32, u32) {
     (value as u32, (value >> 32) as u32)
 }
 
+/// Reads XCR0.
+///
 /// # Safety
 /// CR4.OSXSAVE is set.
-unsafe fn read_xcr0() -> u64 {
+pub unsafe fn read_xcr0() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: by the caller.
     unsafe { asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };

@@ -18,7 +18,7 @@ struct covisor_timer;
 #define COVISOR_RUN_WORDS 6
 /* The letter of the ioctl numbers. */
 #define COVISOR_CALL_TYPE 'V'
-/* What covisor_ram_page() returns where there is no guest RAM. */
+/* What covisor_ram_page() returns where there is no guest RAM, and covisor_host_physical_address() where there is nothing. */
 #define COVISOR_NO_PAGE (~0ULL)
 
 /* Rust, called by C. Functions with an int return 0 or a negative errno. */
@@ -42,13 +42,15 @@ void *covisor_host_allocate(size_t size, bool zeroed);
 void covisor_host_deallocate(void *memory);
 void *covisor_host_pages_alloc(unsigned int order, u64 *phys);
 void covisor_host_pages_free(void *pages, unsigned int order);
+u64 covisor_host_physical_address(const void *address);	/* COVISOR_NO_PAGE where there is none */
+void covisor_host_page_hold(u64 phys);
 u64 covisor_host_memory_available(void);
 
 void covisor_host_on_each_cpu(const void *call);
 void covisor_host_on_cpu(u32 cpu, const void *call);
 u32 covisor_host_cpu_limit(void);
 u32 covisor_host_cpu(void);
-void covisor_host_preempt_off(void);
+u32 covisor_host_preempt_off(void);	/* the CPU's number */
 void covisor_host_preempt_on(void);
 void covisor_host_task_segment_cut(void);	/* interrupts off */
 void covisor_host_set_vmx_enable(bool on);	/* interrupts off */

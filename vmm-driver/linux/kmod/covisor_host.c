@@ -65,6 +65,23 @@ void covisor_host_pages_free(void *pages, unsigned int order)
 	cond_resched();
 }
 
+/* The module's own code and data lie in mapped pages, as a large allocation of the heap's does; the rest in the direct map. */
+u64 covisor_host_physical_address(const void *address)
+{
+	struct page *page;
+
+	if (virt_addr_valid(address))
+		return __sme_set(virt_to_phys((void *)address));
+	page = vmalloc_to_page(address);
+	return page ? __sme_set(page_to_phys(page)) + offset_in_page(address) : COVISOR_NO_PAGE;
+}
+
+/* A reference to a page that the caller has one to already. */
+void covisor_host_page_hold(u64 phys)
+{
+	get_page(pfn_to_page(__sme_clr(phys) >> PAGE_SHIFT));
+}
+
 u64 covisor_host_memory_available(void)
 {
 	long pages = si_mem_available();
@@ -101,9 +118,10 @@ u32 covisor_host_cpu(void)
 	return raw_smp_processor_id();
 }
 
-void covisor_host_preempt_off(void)
+u32 covisor_host_preempt_off(void)
 {
 	preempt_disable();
+	return smp_processor_id();
 }
 
 void covisor_host_preempt_on(void)

@@ -93,7 +93,8 @@ static long device_ioctl(struct file *file, unsigned int number, unsigned long a
 }
 
 /*
- * Gives the page of guest RAM at the offset. The reference lets it live until the last user is gone; the mapping has one
+ * Gives the page of guest RAM at the offset, with a reference that covisor_ram_page() took: else the page could be discarded
+ * meanwhile. The reference lets it live until the last user is gone; the mapping has one
  * to the file too, so the VM stays as long as it is mapped.
  */
 static vm_fault_t ram_fault(struct vm_fault *vmf)
@@ -104,7 +105,6 @@ static vm_fault_t ram_fault(struct vm_fault *vmf)
 	if (phys == COVISOR_NO_PAGE)
 		return VM_FAULT_SIGBUS;
 	vmf->page = pfn_to_page(__sme_clr(phys) >> PAGE_SHIFT);
-	get_page(vmf->page);
 	return 0;
 }
 

@@ -28,13 +28,15 @@ unsafe extern "C" {
     pub(crate) fn covisor_host_deallocate(memory: *mut c_void);
     pub(crate) safe fn covisor_host_pages_alloc(order: u32, phys: &mut u64) -> *mut c_void;
     pub(crate) fn covisor_host_pages_free(pages: *mut c_void, order: u32);
+    pub(crate) safe fn covisor_host_physical_address(address: *const c_void) -> u64;
+    pub(crate) fn covisor_host_page_hold(phys: u64);
     pub(crate) safe fn covisor_host_memory_available() -> u64;
 
     pub(crate) fn covisor_host_on_each_cpu(call: *const c_void);
     pub(crate) fn covisor_host_on_cpu(cpu: u32, call: *const c_void);
     pub(crate) safe fn covisor_host_cpu_limit() -> u32;
     pub(crate) safe fn covisor_host_cpu() -> u32;
-    pub(crate) safe fn covisor_host_preempt_off();
+    pub(crate) safe fn covisor_host_preempt_off() -> u32;
     pub(crate) safe fn covisor_host_preempt_on();
     pub(crate) safe fn covisor_host_task_segment_cut();
     pub(crate) safe fn covisor_host_set_vmx_enable(on: bool);

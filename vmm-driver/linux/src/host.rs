@@ -7,11 +7,16 @@ use core::ptr::NonNull;
 use core::ptr::from_ref;
 
 use covisor_core::host::Block;
+use covisor_core::host::CpuFunction;
+use covisor_core::host::Cpus;
 use covisor_core::host::Host;
 use covisor_core::host::Interrupted;
+use covisor_core::host::Machine;
 use covisor_core::host::OutOfMemory;
+use covisor_core::host::Stay;
 use covisor_core::host::TimerCallback;
 
+use crate::NO_PAGE;
 use crate::ffi;
 use crate::ffi::RawEvent;
 use crate::ffi::RawTimer;
@@ -71,19 +76,19 @@ impl Drop for Timer {
 
 /// A function for CPUs, and its argument.
 struct CpuCall {
-    function: fn(*const ()),
+    function: CpuFunction,
     argument: *const (),
 }
 
 /// Runs a [`CpuCall`] on one CPU, with interrupts off.
 ///
 /// # Safety
-/// `call` is what [`Linux::on_each_cpu`] or [`Linux::on_cpu`] gave to the shim, which it waits for.
+/// `call` is what [`Linux::on_cpus`] gave to the shim, which it waits for.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn covisor_call_on_cpu(call: *const c_void) {
     // SAFETY: who gave it keeps it until all CPUs are done.
     let call = unsafe { &*call.cast::<CpuCall>() };
-    (call.function)(call.argument);
+    (call.function)(cpu_number(ffi::covisor_host_cpu()), call.argument);
 }
 
 /// Runs a timer's callback, in interrupt context.
@@ -111,6 +116,11 @@ impl Host for Linux {
     type Event = Event;
     type Waker = Waker;
     type Timer = Timer;
+    /// The process' mapping holds the file, and with that the VM.
+    type Mapping = ();
+
+    /// A page of the mapping is asked for by its fault.
+    const RAM_ON_DEMAND: bool = true;
 
     fn alloc_block(order: u32) -> Option<Block> {
         let mut phys = 0;
@@ -123,46 +133,48 @@ impl Host for Linux {
         unsafe { ffi::covisor_host_pages_free(block.virt.as_ptr().cast(), block.order) };
     }
 
+    fn physical_address(pointer: *const u8) -> Option<u64> {
+        Some(ffi::covisor_host_physical_address(pointer.cast())).filter(|phys| *phys != NO_PAGE)
+    }
+
     /// The loader maps it by `mmap` on the device: there the offset is the guest-physical address.
-    fn map_to_loader(gpa: u64, _blocks: &[Block]) -> Result<u64, OutOfMemory> {
-        Ok(gpa)
+    fn map_to_loader(gpa: u64, _blocks: &[Block]) -> Result<(u64, ()), OutOfMemory> {
+        Ok((gpa, ()))
     }
 
     fn memory_available() -> u64 {
         ffi::covisor_host_memory_available()
     }
 
-    fn on_each_cpu(function: fn(*const ()), argument: *const ()) {
+    fn machine() -> Machine {
+        Machine { cpu_limit: cpu_number(ffi::covisor_host_cpu_limit()), tsc_khz: ffi::covisor_host_tsc_khz() }
+    }
+
+    fn on_cpus(cpus: Cpus, function: CpuFunction, argument: *const ()) {
         let call = CpuCall { function, argument };
-        // SAFETY: `call` lives until the shim returns, which is when all CPUs have run it.
-        unsafe { ffi::covisor_host_on_each_cpu(from_ref(&call).cast()) };
+        let call = from_ref(&call).cast();
+        // SAFETY: the call lives until the shim returns, which is when all of the CPUs have run it.
+        unsafe {
+            match cpus {
+                Cpus::Each => ffi::covisor_host_on_each_cpu(call),
+                Cpus::One(cpu) => ffi::covisor_host_on_cpu(u32::try_from(cpu).unwrap_or(u32::MAX), call),
+            }
+        }
     }
 
-    fn on_cpu(cpu: usize, function: fn(*const ()), argument: *const ()) {
-        let Ok(cpu) = u32::try_from(cpu) else { return };
-        let call = CpuCall { function, argument };
-        // SAFETY: `call` lives until the shim returns, which is when that CPU has run it.
-        unsafe { ffi::covisor_host_on_cpu(cpu, from_ref(&call).cast()) };
-    }
-
-    fn cpu_limit() -> usize {
-        cpu_number(ffi::covisor_host_cpu_limit())
-    }
-
-    fn cpu() -> usize {
-        cpu_number(ffi::covisor_host_cpu())
-    }
-
-    fn preempt_off() {
-        ffi::covisor_host_preempt_off();
+    fn preempt_off() -> usize {
+        cpu_number(ffi::covisor_host_preempt_off())
     }
 
     fn preempt_on() {
         ffi::covisor_host_preempt_on();
     }
 
-    fn task_segment_cut() {
-        ffi::covisor_host_task_segment_cut();
+    fn in_guest(stay: Stay, enter: impl FnOnce()) {
+        enter();
+        if stay.cuts_task_segment {
+            ffi::covisor_host_task_segment_cut();
+        }
     }
 
     fn set_vmx_enable(on: bool) {
@@ -185,10 +197,6 @@ impl Host for Linux {
 
     fn wall_clock_ns() -> u64 {
         ffi::covisor_host_wall_clock_ns()
-    }
-
-    fn tsc_khz() -> u32 {
-        ffi::covisor_host_tsc_khz()
     }
 
     fn event_open(handle: i64) -> Option<Event> {
@@ -232,13 +240,13 @@ impl Host for Linux {
         NonNull::new(raw).map(Timer).ok_or(OutOfMemory)
     }
 
-    fn timer_set(timer: &Timer, delay_ns: u64) {
+    fn timer_set(timer: &Timer, delay_ns: Option<u64>) {
         // SAFETY: the timer is alive.
-        unsafe { ffi::covisor_host_timer_set(timer.0.as_ptr(), delay_ns) };
-    }
-
-    fn timer_cancel(timer: &Timer) {
-        // SAFETY: the timer is alive.
-        unsafe { ffi::covisor_host_timer_cancel(timer.0.as_ptr()) };
+        unsafe {
+            match delay_ns {
+                Some(delay_ns) => ffi::covisor_host_timer_set(timer.0.as_ptr(), delay_ns),
+                None => ffi::covisor_host_timer_cancel(timer.0.as_ptr()),
+            }
+        }
     }
 }

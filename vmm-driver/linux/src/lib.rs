@@ -62,9 +62,10 @@ static DRIVER: Slot = Slot(UnsafeCell::new(None));
 /// The driver, with all engines that this machine could have.
 fn make_driver() -> Result<Driver<Linux>, OutOfMemory> {
     let mut engines = Vec::new();
-    engines.try_reserve_exact(2).map_err(|_| OutOfMemory)?;
+    engines.try_reserve_exact(3).map_err(|_| OutOfMemory)?;
     engines.push(device::entry::<Linux, covisor_svm::Svm>()?);
     engines.push(device::entry::<Linux, covisor_vmx::Vmx>()?);
+    engines.push(device::entry::<Linux, covisor_coop::Coop>()?);
     Driver::new(engines)
 }
 
@@ -179,12 +180,19 @@ pub unsafe extern "C" fn covisor_ioctl(handle: *const Handle<Linux>, number: u32
     }
 }
 
-/// Host-physical address of the page of guest RAM at guest-physical address `offset`, or all ones.
+/// Host-physical address of the page of guest RAM at guest-physical address `offset`, with a reference to the page, or all ones.
 ///
 /// # Safety
 /// The handle came from `covisor_open` and is not released before the return.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn covisor_ram_page(handle: *const Handle<Linux>, offset: u64) -> u64 {
     // SAFETY: the caller promises that the handle is alive.
-    unsafe { &*handle }.ram_page(offset).unwrap_or(NO_PAGE)
+    let handle = unsafe { &*handle };
+    let mut page = NO_PAGE;
+    handle.with_ram_page(offset, |phys| {
+        // SAFETY: the page is the VM's, and stays so while this runs.
+        unsafe { ffi::covisor_host_page_hold(phys) };
+        page = phys;
+    });
+    page
 }

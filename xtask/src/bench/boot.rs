@@ -9,20 +9,17 @@
 //! `bare` is QEMU's `microvm`, the machine that boots Linux with the fewest instructions; its CPU is the one that covisor's
 //! host has.
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use covisor_guest_images::command::die_with_parent;
 use covisor_guest_images::cpio::Archive;
 use covisor_guest_images::error::Error as BuildError;
 use covisor_guest_images::fs;
 
 use super::figure::{BARE, COVISOR_SVM, Figure};
-use super::{BenchError, stub};
+use super::{BenchError, machine, stub};
 use crate::env::Env;
-use crate::error::{Error, Result};
-use crate::rig::{self, Machine, RigKind};
+use crate::error::Result;
+use crate::rig::{Machine, RigKind};
 use crate::{build, images, run};
 
 /// Where things are in the host.
@@ -41,8 +38,8 @@ const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 /// What the first program's line begins with.
 const INIT_MARK: &str = "covisor-boot-init: tsc ";
 
-/// Measures both systems.
-pub(super) fn run(env: &Env) -> Result<Vec<Figure>> {
+/// Measures both systems with this CPU.
+pub(super) fn run(env: &Env, cpu: &str) -> Result<Vec<Figure>> {
     let kernel = images::default_kernel(env)?.vmlinuz;
     let stub = env.out.join("bench/stub");
     fs::write(&stub, stub::of(&fs::read(&kernel)?, &kernel)?)?;
@@ -50,11 +47,12 @@ pub(super) fn run(env: &Env) -> Result<Vec<Figure>> {
     fs::write(&initrd, initramfs(env)?)?;
 
     let step = env.progress.step("booting the bare kernel");
-    let bare = since_entry(bare(&stub, &initrd)?, bare(&kernel, &initrd)?)?;
+    let bare = since_entry(bare(&stub, &initrd, cpu)?, bare(&kernel, &initrd, cpu)?)?;
     step.done();
     env.progress.say(&format!("bare: {bare} instructions"));
 
     let rig = run::covisor_rig(env, RigKind::Qemu)?
+        .cpu(cpu)
         .count_instructions(true)
         .memory_mib(MEMORY_MIB + 512)
         .file(&kernel, KERNEL)
@@ -101,41 +99,18 @@ fn counter(line: &str) -> Option<u64> {
 }
 
 /// Boots a kernel on QEMU's microvm and gives the counter that it tells.
-fn bare(kernel: &Path, initrd: &Path) -> Result<u64> {
-    let start = |source| Error::StartQemu { source };
-    let mut command = Command::new("qemu-system-x86_64");
-    command
-        .args(["-machine", "microvm,accel=tcg", "-cpu", rig::CPU_SVM, "-m", &MEMORY_MIB.to_string(), "-smp", "1"])
-        .args(["-icount", "shift=0,sleep=off", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-        .args(["-serial", "stdio", "-append", CMDLINE])
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(initrd)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    die_with_parent(&mut command);
-    let mut child = command.spawn().map_err(start)?;
-    let mut output = String::new();
-    let mut found = None;
-    if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).split(b'\n').map_while(std::result::Result::ok) {
-            let line = String::from_utf8_lossy(&line).into_owned();
-            found = counter(&line);
-            if found.is_some() {
-                break;
-            }
-            output.push_str(&line);
-            output.push('\n');
-        }
-    }
-    // It may have ended by itself.
-    let _ = child.kill();
-    let _ = child.wait();
-    found.ok_or_else(|| {
-        BenchError::NoFigure { what: format!("{} on the bare machine", kernel.display()), output }.into()
-    })
+fn bare(kernel: &Path, initrd: &Path, cpu: &str) -> Result<u64> {
+    let machine = machine::Machine {
+        what: &format!("{} on the bare machine", kernel.display()),
+        board: "microvm",
+        cpu,
+        memory_mib: MEMORY_MIB,
+        dir: Path::new("."),
+        kernel: &kernel.to_string_lossy(),
+        initrd: &initrd.to_string_lossy(),
+        cmdline: CMDLINE,
+    };
+    machine.find(counter)
 }
 
 /// Boots a kernel on covisor and gives the counter that it tells.

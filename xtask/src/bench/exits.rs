@@ -20,15 +20,17 @@ const DOORBELL_PORT: u16 = 0xbf00;
 /// What a line with a figure begins with.
 const FIGURE: &str = "bench ";
 
-/// Measures both systems on a machine of this kind.
-pub(super) fn run(env: &Env, kind: RigKind) -> Result<Vec<Figure>> {
-    let (covisor, kvm) = match kind {
-        RigKind::Qemu => (COVISOR_SVM, KVM_SVM),
-        RigKind::Bochs => (COVISOR_VMX, KVM_VMX),
+/// Measures both systems on a machine of this kind with this CPU.
+pub(super) fn run(env: &Env, kind: RigKind, cpu: &str) -> Result<Vec<Figure>> {
+    let (covisor, kvm, module) = match kind {
+        RigKind::Qemu => (COVISOR_SVM, KVM_SVM, "kvm_amd"),
+        RigKind::Bochs => (COVISOR_VMX, KVM_VMX, "kvm_intel"),
+        RigKind::Plain => return Err(BenchError::NoKvm.into()),
     };
     let probe = probe::build_probe(env)?;
     let kvm_bench = build::static_program(env, "covisor-kvm-bench", "covisor-kvm-bench")?;
     let rig = run::covisor_rig(env, kind)?
+        .cpu(cpu)
         .count_instructions(true)
         .memory_mib(512)
         .file(probe, PROBE)
@@ -39,7 +41,6 @@ pub(super) fn run(env: &Env, kind: RigKind) -> Result<Vec<Figure>> {
     step.done();
 
     let step = env.progress.step("measuring KVM's exits");
-    let module = kind.kvm_module();
     let script =
         format!("modprobe {module} && {KVM_BENCH} --text --bench-append {counter} {PROBE} && rmmod {module} kvm");
     let mut figures = figures(&mut machine, "KVM", &script, kvm)?;

@@ -25,6 +25,12 @@ pub(super) const COVISOR_VMX: &str = "covisor-vmx";
 pub(super) const KVM_SVM: &str = "kvm-svm";
 /// KVM on VT-x.
 pub(super) const KVM_VMX: &str = "kvm-vmx";
+/// covisor without virtualization hardware.
+pub(super) const COVISOR_COOP: &str = "covisor-coop";
+/// Xen, with the kernel as its paravirtual dom0.
+pub(super) const XEN_PV: &str = "xen-pv";
+/// QEMU with KVM, on AMD-V.
+pub(super) const QEMU_KVM: &str = "qemu-kvm";
 /// No hypervisor.
 pub(super) const BARE: &str = "bare";
 
@@ -36,7 +42,7 @@ impl Figure {
     }
 }
 
-/// A table with a line for each operation, a column for each system, and ours as a part of each other.
+/// A table with a line for each operation, a column for each system, and the first of ours as a part of each other.
 pub(super) fn table(figures: &[Figure]) -> String {
     let mut ops: Vec<&str> = Vec::new();
     let mut systems: Vec<&str> = Vec::new();
@@ -50,13 +56,14 @@ pub(super) fn table(figures: &[Figure]) -> String {
     }
     let is_ours = |system: &str| system.starts_with(OURS);
     systems.sort_by_key(|system| !is_ours(system));
-    let others: Vec<&str> = systems.iter().copied().filter(|system| !is_ours(system)).collect();
-    let of = |op: &str, chosen: &dyn Fn(&str) -> bool| {
-        figures.iter().find(|figure| figure.op == op && chosen(figure.system)).map(|figure| figure.instructions)
+    let ours = systems.first().copied().filter(|system| is_ours(system));
+    let is_compared = |system: &&str| ours.is_some() && !is_ours(system);
+    let others: Vec<&str> = systems.iter().copied().filter(is_compared).collect();
+    let value = |op: &str, system: &str| {
+        figures.iter().find(|figure| figure.op == op && figure.system == system).map(|figure| figure.instructions)
     };
-    let value = |op: &str, system: &str| of(op, &|name| name == system);
 
-    let mut text = format!("{:<12}", "op");
+    let mut text = format!("{:<16}", "op");
     for system in &systems {
         push(&mut text, format_args!("{system:>15}"));
     }
@@ -65,13 +72,14 @@ pub(super) fn table(figures: &[Figure]) -> String {
     }
     text.push('\n');
     for op in ops {
-        push(&mut text, format_args!("{op:<12}"));
+        push(&mut text, format_args!("{op:<16}"));
         for system in &systems {
             let shown = value(op, system).map_or_else(|| "-".to_owned(), |figure| figure.to_string());
             push(&mut text, format_args!("{shown:>15}"));
         }
         for other in &others {
-            let ratio = of(op, &is_ours).zip(value(op, other)).and_then(|(ours, theirs)| percent(ours, theirs));
+            let ours = ours.and_then(|ours| value(op, ours));
+            let ratio = ours.zip(value(op, other)).and_then(|(ours, theirs)| percent(ours, theirs));
             push(&mut text, format_args!("{:>15}", ratio.unwrap_or_else(|| "-".to_owned())));
         }
         text.push('\n');
@@ -113,5 +121,26 @@ mod tests {
         assert_eq!(lines[0], ["op", "covisor-svm", "kvm-svm", "of", "kvm-svm"]);
         assert_eq!(lines[1], ["cpuid", "125", "1000", "12.5", "%"]);
         assert_eq!(lines[2], ["msr", "-", "5", "-"]);
+    }
+
+    #[test]
+    fn without_a_system_of_ours_there_are_no_ratios() {
+        let text = table(&[figure("getpid", BARE, 321), figure("getpid", XEN_PV, 979)]);
+        assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["op", "bare", "xen-pv", "getpid", "321", "979"]);
+    }
+
+    #[test]
+    fn of_two_systems_of_ours_the_first_has_the_ratios() {
+        let text = table(&[
+            figure("getpid", XEN_PV, 1000),
+            figure("getpid", COVISOR_COOP, 700),
+            figure("getpid", COVISOR_SVM, 350),
+            figure("boot", COVISOR_SVM, 10),
+            figure("boot", XEN_PV, 20),
+        ]);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["op", "covisor-coop", "covisor-svm", "xen-pv", "of", "xen-pv"]);
+        assert_eq!(lines[1], ["getpid", "700", "350", "1000", "70.0", "%"]);
+        assert_eq!(lines[2], ["boot", "-", "10", "20", "-"]);
     }
 }

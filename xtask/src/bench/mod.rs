@@ -5,8 +5,11 @@
 //! anyway.
 
 mod boot;
+mod coop;
 mod exits;
 mod figure;
+mod io;
+mod machine;
 mod stub;
 
 use clap::{Args, Subcommand};
@@ -22,6 +25,10 @@ pub struct BenchArgs {
     /// Print one JSON object a line on stdout instead of a table.
     #[arg(long, global = true)]
     pub json: bool,
+
+    /// The machine's CPU, in the emulator's words, as EPYC or Skylake-Client.
+    #[arg(long, global = true, value_name = "CPU")]
+    pub cpu: Option<String>,
 
     /// What to measure.
     #[command(subcommand)]
@@ -39,6 +46,20 @@ pub enum BenchCommand {
     },
     /// Instructions from guest kernel entry to the first program, next to the bare kernel's.
     Boot,
+    /// Instructions for a MiB over the network and to and from disks, next to those of QEMU with KVM.
+    Io {
+        /// Measure this system only: covisor-svm or qemu-kvm.
+        #[arg(long, value_name = "SYSTEM")]
+        only: Option<String>,
+        /// Measure only what has this in its name.
+        filter: Option<String>,
+    },
+    /// Instructions for what a guest's kernel does, paravirtual and not, next to the bare kernel's and to Xen's.
+    Coop {
+        /// Measure this system only: covisor-coop, covisor-svm, bare or xen-pv.
+        #[arg(long, value_name = "SYSTEM")]
+        only: Option<String>,
+    },
 }
 
 /// What a measurement can fail by.
@@ -62,6 +83,29 @@ pub enum BenchError {
         /// What it said.
         output: String,
     },
+    /// There is no KVM to compare with.
+    #[error(
+        "exits are measured next to KVM's, and KVM runs no guests on a CPU without AMD-V and VT-x: choose --rig qemu or bochs"
+    )]
+    NoKvm,
+    /// Something took too long.
+    #[error("{what} did not say its figure within {seconds} s; it said:\n{output}")]
+    Late {
+        /// What it was.
+        what: String,
+        /// The limit.
+        seconds: u64,
+        /// What it said.
+        output: String,
+    },
+    /// The program in the guest could not measure.
+    #[error("the guest on {system} could not measure: {reason}")]
+    Guest {
+        /// Where it ran.
+        system: &'static str,
+        /// What it said.
+        reason: String,
+    },
     /// The kernel cannot be made a stub of.
     #[error("the kernel {path} is no bzImage with a 64-bit entry: boots are measured with Debian's kernels")]
     NoBzImage {
@@ -76,9 +120,14 @@ pub enum BenchError {
 /// When something cannot be built or the rig fails.
 pub fn run(env: &Env, args: &BenchArgs) -> Result<()> {
     setup::ensure(env)?;
-    let figures = match args.what {
-        BenchCommand::Exits { rig } => exits::run(env, rig)?,
-        BenchCommand::Boot => boot::run(env)?,
+    let cpu = |default| args.cpu.as_deref().unwrap_or(default);
+    let figures = match &args.what {
+        BenchCommand::Exits { rig } => exits::run(env, *rig, cpu(rig.default_cpu()))?,
+        BenchCommand::Boot => boot::run(env, cpu(RigKind::Qemu.default_cpu()))?,
+        BenchCommand::Io { only, filter } => {
+            io::run(env, cpu(RigKind::Qemu.default_cpu()), only.as_deref(), filter.as_deref())?
+        }
+        BenchCommand::Coop { only } => coop::run(env, cpu(coop::CPU), only.as_deref())?,
     };
     if args.json {
         for figure in &figures {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::inspect;
 use crate::error::Error;
 
 /// How many lines of the host's console an error shows.
@@ -122,13 +123,20 @@ pub(super) struct Emulator {
     pub(super) terminal: Channel,
     /// The terminal's device in the host.
     pub(super) terminal_device: &'static str,
+    /// What is typed at the console, where it and the emulator listen.
+    keys: Option<UnixStream>,
     process: Process,
 }
 
 impl Emulator {
     /// An emulator whose channels are connected.
     pub(super) fn new(process: Process, exec: Channel, terminal: Channel, terminal_device: &'static str) -> Self {
-        Self { exec, terminal, terminal_device, process }
+        Self { exec, terminal, terminal_device, keys: None, process }
+    }
+
+    /// The same with the way to type at its console.
+    pub(super) fn with_keys(self, keys: UnixStream) -> Self {
+        Self { keys: Some(keys), ..self }
     }
 
     /// The process.
@@ -144,6 +152,17 @@ impl Emulator {
     /// The error of an emulator that ended by itself.
     pub(super) fn died(&mut self) -> Error {
         self.process.died()
+    }
+
+    /// The error of a host that took too long over `what`, with what it is at.
+    pub(super) fn late(&self, what: &str, limit: Duration) -> Error {
+        let mut late = self.process.late(what, limit);
+        if let (Error::RigLate { log, .. }, Some(keys)) = (&mut late, &self.keys) {
+            let state = inspect::ask(keys, &self.process.console);
+            log.push_str("\nwhat it is at:\n");
+            log.push_str(&state.unwrap_or_else(|error| format!("it cannot be asked: {error}")));
+        }
+        late
     }
 }
 

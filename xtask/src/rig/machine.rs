@@ -269,7 +269,7 @@ impl Machine {
     }
 
     fn late(&self, what: &str, limit: Duration) -> Error {
-        self.emulator.process().late(&first_line(what), limit)
+        self.emulator.late(&first_line(what), limit)
     }
 
     fn died(&mut self) -> Error {

@@ -1,5 +1,5 @@
 //! The test machine: an emulated PC on which Debian's kernel runs as the host operating system. QEMU emulates one with AMD-V
-//! (or without), Bochs one with VT-x.
+//! and one without virtualization, Bochs one with VT-x.
 //!
 //! The host boots from an initramfs with busybox. Scripts run in it through the same agent and
 //! protocol that covisor uses for its guests, so standard input, output and error and the exit
@@ -15,6 +15,7 @@
 
 mod bochs;
 mod emulator;
+mod inspect;
 mod machine;
 mod qemu;
 mod terminal;
@@ -36,8 +37,20 @@ use crate::host::HostKernel;
 /// a guest, crashes at the next IRET.
 pub const CPU_SVM: &str = "EPYC,+svm,+npt,-cx16";
 
-/// The same CPU without.
-pub const CPU_PLAIN: &str = "EPYC,-svm";
+/// The same CPU without AMD-V.
+pub const CPU_PLAIN: &str = "EPYC,-svm,-cx16";
+
+/// One on which no engine can run guests, for it has no no-execute pages, either.
+pub const CPU_FOR_NO_ENGINE: &str = "EPYC,-svm,-nx,-cx16";
+
+/// The CPU with AMD-V as its makers made it, with CMPXCHG16B.
+pub const CPU_EPYC: &str = "EPYC,+svm,+npt";
+
+/// Intel's, on which Linux has page tables of their own for programs.
+pub const CPU_INTEL: &str = "Skylake-Client-v1";
+
+/// Another one of Intel's, with page tables of five levels.
+pub const CPU_FIVE_LEVELS: &str = "Skylake-Server-v1,+la57";
 
 /// Bochs' emulation of a CPU with VT-x, EPT, unrestricted guest, VPID and a preemption timer.
 pub const CPU_VMX: &str = "corei7_haswell_4770";
@@ -51,13 +64,15 @@ pub const CPU_VMX_WITHOUT_UNRESTRICTED_GUEST: &str = "corei5_lynnfield_750";
 /// How long the host may take to boot, with a busy machine in mind.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Who emulates the machine.
+/// A kind of test machine: who emulates it, and what its CPU has for guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RigKind {
-    /// QEMU: a CPU with AMD-V, or without.
+    /// QEMU: a CPU with AMD-V.
     Qemu,
     /// Bochs: a CPU with VT-x.
     Bochs,
+    /// QEMU: a CPU without virtualization.
+    Plain,
 }
 
 impl RigKind {
@@ -67,6 +82,7 @@ impl RigKind {
         match self {
             Self::Qemu => "qemu",
             Self::Bochs => "bochs",
+            Self::Plain => "plain",
         }
     }
 
@@ -76,6 +92,7 @@ impl RigKind {
         match self {
             Self::Qemu => CPU_SVM,
             Self::Bochs => CPU_VMX,
+            Self::Plain => CPU_PLAIN,
         }
     }
 
@@ -85,15 +102,7 @@ impl RigKind {
         match self {
             Self::Qemu => "svm",
             Self::Bochs => "vmx",
-        }
-    }
-
-    /// KVM's module for it.
-    #[must_use]
-    pub fn kvm_module(self) -> &'static str {
-        match self {
-            Self::Qemu => "kvm_amd",
-            Self::Bochs => "kvm_intel",
+            Self::Plain => "coop",
         }
     }
 
@@ -101,7 +110,7 @@ impl RigKind {
     #[must_use]
     pub fn first_disk(self) -> &'static str {
         match self {
-            Self::Qemu => "/dev/vda",
+            Self::Qemu | Self::Plain => "/dev/vda",
             // It boots from the one before.
             Self::Bochs => "/dev/sdb",
         }
@@ -150,7 +159,7 @@ impl Rig {
     /// When Bochs or the host's kernel cannot be fetched or the agent cannot be built.
     pub fn of_kind(env: &Env, kind: RigKind) -> Result<Self> {
         let bochs = match kind {
-            RigKind::Qemu => None,
+            RigKind::Qemu | RigKind::Plain => None,
             RigKind::Bochs => Some(Bochs::find(env)?),
         };
         let host = HostKernel::find(env)?;
@@ -242,19 +251,13 @@ impl Rig {
         self
     }
 
-    /// Who emulates the machine.
-    #[must_use]
-    pub fn kind(&self) -> RigKind {
-        if self.bochs.is_some() { RigKind::Bochs } else { RigKind::Qemu }
-    }
-
     /// How often a second the time stamp counter goes on by one, in thousands, where instructions are counted: see
     /// [`Rig::count_instructions`].
     #[must_use]
     pub fn counter_khz(&self) -> u32 {
-        match self.kind() {
-            RigKind::Qemu => 1_000_000,
-            RigKind::Bochs => bochs::INSTRUCTIONS_PER_SECOND / 1000,
+        match self.bochs {
+            None => 1_000_000,
+            Some(_) => bochs::INSTRUCTIONS_PER_SECOND / 1000,
         }
     }
 

@@ -1,6 +1,5 @@
 //! QEMU's command line.
 
-use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -15,14 +14,16 @@ use crate::error::{Error, Result};
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// What every host kernel gets: console on the log, and a panic ends the machine.
-const CMDLINE: &str = "console=ttyS0 panic=-1 loglevel=5";
+/// What every host kernel gets: console on the log, a panic ends the machine, a timer that is late because this machine is busy
+/// counts as one that works, and the console's keys that ask the kernel for its state are served.
+const CMDLINE: &str = "console=ttyS0 panic=-1 loglevel=5 no_timer_check sysrq_always_enabled";
 
 /// What the host needs to see QEMU's devices.
 const LOADED_MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "virtio_rng"];
 
-/// What scripts in the host may load: KVM to compare with, and MSR access to look at the CPU.
-const CARRIED_MODULES: [&str; 3] = ["kvm_amd", "msr", "loop"];
+/// What scripts in the host may load: KVM to compare with, MSR access to look at the CPU, networks, and block devices without a
+/// disk.
+const CARRIED_MODULES: [&str; 6] = ["kvm_amd", "msr", "loop", "tun", "bridge", "null_blk"];
 
 /// The terminal's device in the host.
 const TERMINAL: &str = "/dev/hvc0";
@@ -33,7 +34,8 @@ pub(super) fn start(rig: &Rig) -> Result<Emulator> {
     let mut initrd = rig.host.initramfs(&rig.agent, &LOADED_MODULES, &CARRIED_MODULES)?;
     initrd.extend(overlay(&rig.files)?);
     let initrd = memory_file(&initrd).map_err(start)?;
-    let (console, console_far) = io::pipe().map_err(start)?;
+    let (console, console_far) = UnixStream::pair().map_err(start)?;
+    let keys = console.try_clone().map_err(start)?;
     let (exec, exec_far) = UnixStream::pair().map_err(start)?;
     let (terminal, terminal_far) = UnixStream::pair().map_err(start)?;
 
@@ -45,13 +47,18 @@ pub(super) fn start(rig: &Rig) -> Result<Emulator> {
         .args(["-device", &format!("virtserialport,chardev=exec,name={PORT_NAME}")])
         .args(["-chardev", &format!("socket,id=terminal,fd={}", terminal_far.as_raw_fd())])
         .args(["-device", "virtconsole,chardev=terminal"])
+        .args(["-chardev", &format!("socket,id=console,mux=on,fd={}", console_far.as_raw_fd())])
+        .args(["-serial", "chardev:console", "-mon", "chardev=console,mode=readline"])
         .stdin(Stdio::null())
-        .stdout(console_far)
+        .stdout(Stdio::null())
         .stderr(Stdio::piped());
     die_with_parent(&mut command);
-    inherit(&mut command, vec![initrd.as_raw_fd(), exec_far.as_raw_fd(), terminal_far.as_raw_fd()]);
+    let inherited = [initrd.as_raw_fd(), exec_far.as_raw_fd(), terminal_far.as_raw_fd(), console_far.as_raw_fd()];
+    inherit(&mut command, inherited.into());
     let process = Process::start(command, console, rig.show_log).map_err(start)?;
-    Ok(Emulator::new(process, Channel::Unix(exec), Channel::Unix(terminal), TERMINAL))
+    // The console's end shows that QEMU has ended: it shall have the only one.
+    drop(console_far);
+    Ok(Emulator::new(process, Channel::Unix(exec), Channel::Unix(terminal), TERMINAL).with_keys(keys))
 }
 
 /// The arguments that need no descriptors.
@@ -64,10 +71,6 @@ fn arguments(rig: &Rig) -> Vec<String> {
         "none",
         "-no-reboot",
         "-no-user-config",
-        "-serial",
-        "stdio",
-        "-monitor",
-        "none",
         "-device",
         "virtio-rng-pci",
         "-device",

@@ -40,6 +40,8 @@ echo "apt sources"
 rm -f "$tree/etc/apt/sources.list"
 cp -r "$WORK/files/." "$tree/"
 cp "$WORK/sources.list.d/"* "$tree/etc/apt/sources.list.d/"
+# The resolver's package has put a link there.
+rm -f "$tree/etc/resolv.conf"
 cp /etc/resolv.conf "$tree/etc/resolv.conf"
 [ -z "${PROXY:-}" ] || echo "Acquire::http::Proxy \"$PROXY\";" >"$tree/etc/apt/apt.conf.d/90build-proxy"
 in_tree apt-get -q update
@@ -73,9 +75,12 @@ in_tree apt-get -q -y --no-install-recommends --download-only install $(cat "$WO
 echo "settings"
 in_tree passwd -d root
 in_tree systemctl --quiet mask systemd-firstboot.service
+# A rule of udev's starts them where there is an adapter.
+in_tree systemctl --quiet disable systemd-networkd.service systemd-resolved.service
 : >"$tree/etc/machine-id"
 rm -f "$tree/var/lib/dbus/machine-id" "$tree/etc/resolv.conf" "$tree/usr/sbin/policy-rc.d" \
     "$tree/etc/dpkg/dpkg.cfg.d/unsafe-io" "$tree/etc/apt/apt.conf.d/90build-proxy" "$tree"/var/log/*.log
+ln -s ../run/systemd/resolve/stub-resolv.conf "$tree/etc/resolv.conf"
 rm -rf "$tree/tmp/"* "$tree/run/"*
 
 umount "$tree/proc" "$tree/sys"

@@ -74,7 +74,7 @@ fn tsc_monotonic(report: &mut Report) {
     for round in 0..2000 {
         match round % 4 {
             0 => drop(cpu::cpuid(0, 0)),
-            1 => drop(port::in8(crate::serial::COM1_SCRATCH)),
+            1 => drop(port::in8(port::scratch())),
             2 => drop(cpu::try_rdmsr(msr::APIC_BASE)),
             _ => {}
         }

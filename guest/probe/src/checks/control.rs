@@ -1,6 +1,7 @@
 //! Control, debug and extended control registers: values are taken or raise #GP as the manual says.
 
 use super::Check;
+use super::skips_paravirtual;
 use crate::cpu;
 use crate::cpu::cr0;
 use crate::cpu::cr4;
@@ -34,6 +35,9 @@ fn judge(report: &mut Report, name: &str, value: u64, wanted: bool, result: Resu
 /// CR0 (APM vol. 2, 3.1.1): bits 63 to 32 are 0, paging needs protected mode and cannot be left in 64-bit mode, NW needs
 /// CD. Other reserved bits are ignored.
 fn cr0_random(report: &mut Report) {
+    if skips_paravirtual(report, "control registers of its own") {
+        return;
+    }
     let before = cpu::cr0();
     let mut rng = Rng::new(0);
     for _ in 0..ROUNDS {
@@ -80,6 +84,9 @@ pub(super) fn cr4_mask() -> u64 {
 
 /// CR4: a bit that CPUID does not promise raises #GP, as does leaving PAE in long mode.
 fn cr4_random(report: &mut Report) {
+    if skips_paravirtual(report, "control registers of its own") {
+        return;
+    }
     let before = cpu::cr4();
     let mask = cr4_mask() & !(1 << 12);
     let mut rng = Rng::new(4);
@@ -96,6 +103,9 @@ fn cr4_random(report: &mut Report) {
 
 /// CR8 has four bits (APM vol. 2, 3.1.5).
 fn cr8(report: &mut Report) {
+    if skips_paravirtual(report, "an APIC") {
+        return;
+    }
     for value in 0..16 {
         judge(report, "CR8", value, true, cpu::try_set_cr8(value));
         let _ = cpu::cpuid(0, 0);
@@ -114,6 +124,9 @@ fn cr8(report: &mut Report) {
 /// EFER (APM vol. 2, 3.1.7): SCE and NXE are the guest's, others as CPUID says, LME stays. A change of LMA raises #GP or
 /// is ignored.
 fn efer_random(report: &mut Report) {
+    if skips_paravirtual(report, "control registers of its own") {
+        return;
+    }
     const LMA: u64 = 1 << 10;
     const OPTIONAL: u64 = 1 << 13;
     let features = cpu::cpuid(0x8000_0001, 0);
@@ -182,6 +195,9 @@ fn xcr0_random(report: &mut Report) {
 /// Debug registers (APM vol. 2, 13.1.1): DR0 to DR3 keep addresses over exits, DR6 and DR7 refuse an upper half by #GP, DR4
 /// is DR6 or #UD by CR4.DE, DR7.GD raises #DB at any access.
 fn debug_registers(report: &mut Report) {
+    if skips_paravirtual(report, "debug registers of its own") {
+        return;
+    }
     let values = [0x1111_2222_3333_u64, 0x2222, 0x7fff_ffff_fff0, 0xffff_8000_0000_0000];
     let results = [
         cpu::try_set_dr0(values[0]),
@@ -192,7 +208,7 @@ fn debug_registers(report: &mut Report) {
     for fault in results.into_iter().filter_map(Result::err) {
         report.fail(format_args!("DR0 to DR3: {fault}"));
     }
-    let _ = crate::port::in8(crate::serial::COM1_SCRATCH);
+    let _ = crate::port::in8(crate::port::scratch());
     let _ = cpu::cpuid(0, 0);
     let read = [cpu::dr0(), cpu::dr1(), cpu::dr2(), cpu::dr3()];
     report.expect(read == values, format_args!("DR0 to DR3 are {read:x?}, not {values:x?}"));

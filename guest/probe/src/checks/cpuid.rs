@@ -3,10 +3,12 @@
 use core::arch::x86_64::CpuidResult;
 
 use super::Check;
+use super::skips_paravirtual;
 use crate::apic;
 use crate::cpu;
 use crate::cpu::cr4;
 use crate::report::Report;
+use crate::xen;
 
 pub(super) const CHECKS: &[Check] = &[
     Check { name: "cpuid-hypervisor", run: hypervisor },
@@ -106,6 +108,11 @@ fn osxsave(report: &mut Report) {
         return report.skip(format_args!("no XSAVE"));
     }
     let before = cpu::cr4();
+    if xen::active() {
+        // A paravirtual guest does not have CR4 in its hands.
+        let (on, seen) = (before & cr4::OSXSAVE != 0, cpu::cpuid(1, 0).ecx & 1 << 27 != 0);
+        return report.expect_of_covisor(seen == on, format_args!("CR4.OSXSAVE {on}, CPUID says {seen}"));
+    }
     for on in [true, false] {
         let value = if on { before | cr4::OSXSAVE } else { before & !cr4::OSXSAVE };
         if let Err(fault) = cpu::try_set_cr4(value) {
@@ -160,6 +167,9 @@ fn xsave_sizes(report: &mut Report) {
 
 /// Leaf 1, EBX bits 31 to 24 are the local APIC's id (APM vol. 3, E.3.2).
 fn apic_id(report: &mut Report) {
+    if skips_paravirtual(report, "an APIC") {
+        return;
+    }
     if let Err(fault) = apic::enter_xapic() {
         return report.fail(format_args!("xAPIC mode: {fault}"));
     }

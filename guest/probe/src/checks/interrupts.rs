@@ -25,6 +25,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "apic-nmi", run: |report| each_mode(report, nmi) },
     Check { name: "apic-x2apic-reserved", run: x2apic_reserved },
     Check { name: "timer-one-shot", run: |report| each_mode(report, one_shot) },
+    Check { name: "timer-once", run: |report| each_mode(report, once) },
     Check { name: "timer-masked", run: |report| each_mode(report, masked_timer) },
     Check { name: "timer-periodic", run: |report| each_mode(report, periodic) },
     Check { name: "timer-deadline", run: |report| each_mode(report, deadline) },
@@ -252,6 +253,36 @@ fn one_shot(report: &mut Report) {
     apic::reset();
 }
 
+/// Interrupts of `timer-once`.
+const ROUNDS: u32 = 100;
+/// Within how many rounds of a loop each of them comes.
+const COMES_WITHIN: u32 = 50_000_000;
+/// For how many it must not come again.
+const ONCE_FOR: u32 = 100_000;
+
+/// An interrupt that is taken does not come again, whatever else the machine does meanwhile: nothing leaves the guest here, and
+/// without an end of interrupt the local APIC has no other one.
+fn once(report: &mut Report) {
+    exception::set_auto_eoi(false);
+    apic::write(register::LVT_TIMER, apic::TIMER_ONE_SHOT | 0x47);
+    for round in 1..=ROUNDS {
+        apic::write(register::TIMER_INITIAL, SHORT);
+        cpu::enable_interrupts();
+        // No PAUSE: an emulator may begin something new there.
+        let came = (0..COMES_WITHIN).any(|_| exception::count(0x47) >= round);
+        let again = (0..ONCE_FOR).any(|_| exception::count(0x47) > round);
+        cpu::disable_interrupts();
+        apic::write(register::EOI, 0);
+        let taken = exception::count(0x47);
+        if !came || again || taken != round {
+            report.fail(format_args!("{}: {round} interrupts were taken {taken} times", mode()));
+            break;
+        }
+    }
+    apic::reset();
+    exception::set_auto_eoi(true);
+}
+
 /// A masked timer counts, but does not fire.
 fn masked_timer(report: &mut Report) {
     apic::write(register::LVT_TIMER, apic::TIMER_ONE_SHOT | apic::MASKED | 0x44);
@@ -322,7 +353,7 @@ fn halt_many(report: &mut Report) {
         let (count, _) = cpu::halves(rng.below(60_000) + 1);
         apic::write(register::TIMER_INITIAL, count);
         match rng.below(4) {
-            0 => drop(port::in8(crate::serial::COM1_SCRATCH)),
+            0 => drop(port::in8(crate::port::scratch())),
             1 => drop(cpu::cpuid(0, 0)),
             _ => {}
         }
@@ -366,7 +397,7 @@ fn sti_shadow(report: &mut Report) {
             unsafe {
                 asm!(
                     "lea {expected}, [rip + 2f]", "mov r14, rbx", "sti", $($line,)+ "2: nop", "nop", "cli", "mov rbx, r14",
-                    expected = inout(reg) expected, in("dx") crate::serial::COM1_SCRATCH,
+                    expected = inout(reg) expected, in("dx") crate::port::scratch(),
                     inout("eax") 0 => _, inout("ecx") msr::APIC_BASE => _, out("r14") _, lateout("rdx") _,
                 );
             }

@@ -21,7 +21,6 @@ use crate::layout;
 use crate::paging::Window;
 use crate::port;
 use crate::report::Report;
-use crate::serial;
 
 pub(super) const CHECKS: &[Check] = &[
     Check { name: "nmi-shadow", run: |report| in_x2apic_mode(report, shadow) },
@@ -119,7 +118,7 @@ fn send_more() {
     for _ in 0..3 {
         send();
         let _ = cpu::cpuid(0, 0);
-        let _ = port::in8(serial::COM1_SCRATCH);
+        let _ = port::in8(port::scratch());
     }
     SEEN_IN_HANDLER.store(exception::count(vector::NMI), Relaxed);
 }

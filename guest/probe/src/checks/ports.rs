@@ -7,7 +7,6 @@ use crate::exception::vector;
 use crate::layout;
 use crate::port;
 use crate::report::Report;
-use crate::serial::COM1_SCRATCH;
 
 pub(super) const CHECKS: &[Check] = &[
     Check { name: "port-sizes", run: sizes },
@@ -40,9 +39,10 @@ fn byte(index: usize) -> u8 {
 
 /// IN changes as much of RAX as it should, and nothing but ones come from where nothing is.
 fn sizes(report: &mut Report) {
+    let cell = port::scratch();
     for value in [0_u8, 0x5a, 0xff] {
-        port::out8(COM1_SCRATCH, value);
-        let read = port::in8(COM1_SCRATCH);
+        port::out8(cell, value);
+        let read = port::in8(cell);
         report.expect(read == value, format_args!("scratch register: wrote {value:#x}, reads {read:#x}"));
     }
     report.expect(port::in8(NOBODY) == u8::MAX, format_args!("one byte: {:#x}", port::in8(NOBODY)));
@@ -64,11 +64,12 @@ fn sizes(report: &mut Report) {
 /// INS and OUTS in both directions, with and without REP, in three sizes, over the edge of a page.
 fn strings(report: &mut Report) {
     const START: usize = 4096 - 5;
-    port::out8(COM1_SCRATCH, 0x77);
+    let cell = port::scratch();
+    port::out8(cell, 0x77);
     fill(8192, |_| 0);
     let (mut to, mut count) = (layout::SCRATCH + START as u64, 10_u64);
     // SAFETY: stores into scratch memory.
-    unsafe { asm!("cld", "rep insb", inout("rdi") to, inout("rcx") count, in("dx") COM1_SCRATCH) }
+    unsafe { asm!("cld", "rep insb", inout("rdi") to, inout("rcx") count, in("dx") cell) }
     report.expect(
         count == 0 && to == layout::SCRATCH + START as u64 + 10,
         format_args!("REP INSB: RCX {count}, RDI {to:#x}"),
@@ -79,8 +80,8 @@ fn strings(report: &mut Report) {
     fill(64, |index| u8::try_from(index).unwrap_or(0));
     let (mut from, mut count) = (layout::SCRATCH + 16, 4_u64);
     // SAFETY: reads scratch memory; sets the direction flag and clears it.
-    unsafe { asm!("std", "rep outsb", "cld", inout("rsi") from, inout("rcx") count, in("dx") COM1_SCRATCH) }
-    let last = port::in8(COM1_SCRATCH);
+    unsafe { asm!("std", "rep outsb", "cld", inout("rsi") from, inout("rcx") count, in("dx") cell) }
+    let last = port::in8(cell);
     report
         .expect(count == 0 && from == layout::SCRATCH + 12, format_args!("REP OUTSB down: RCX {count}, RSI {from:#x}"));
     report.expect(last == 13, format_args!("REP OUTSB down: the last byte is {last}"));
@@ -105,22 +106,16 @@ fn strings(report: &mut Report) {
     let mut from = 0x1_0000_0000 + layout::SCRATCH;
     fill(64, |index| if index == 0 { 0x99 } else { 0 });
     // SAFETY: reads scratch memory.
-    unsafe { asm!("outs dx, byte ptr [esi]", inout("rsi") from, in("dx") COM1_SCRATCH) }
-    report.expect(
-        port::in8(COM1_SCRATCH) == 0x99,
-        format_args!("OUTSB with a 32-bit address: {:#x}", port::in8(COM1_SCRATCH)),
-    );
+    unsafe { asm!("outs dx, byte ptr [esi]", inout("rsi") from, in("dx") cell) }
+    report.expect(port::in8(cell) == 0x99, format_args!("OUTSB with a 32-bit address: {:#x}", port::in8(cell)));
     report.expect(from == layout::SCRATCH + 1, format_args!("OUTSB with a 32-bit address: RSI {from:#x}"));
     let before = crate::cpu::rdmsr(crate::cpu::msr::FS_BASE);
     let _ = crate::cpu::try_wrmsr(crate::cpu::msr::FS_BASE, layout::SCRATCH - 0x1000);
     fill(64, |index| if index == 0 { 0x88 } else { 0 });
     let mut from = 0x1000_u64;
     // SAFETY: reads scratch memory.
-    unsafe { asm!("outs dx, byte ptr fs:[rsi]", inout("rsi") from, in("dx") COM1_SCRATCH) }
-    report.expect(
-        port::in8(COM1_SCRATCH) == 0x88 && from == 0x1001,
-        format_args!("OUTSB by FS: {:#x}", port::in8(COM1_SCRATCH)),
-    );
+    unsafe { asm!("outs dx, byte ptr fs:[rsi]", inout("rsi") from, in("dx") cell) }
+    report.expect(port::in8(cell) == 0x88 && from == 0x1001, format_args!("OUTSB by FS: {:#x}", port::in8(cell)));
     let _ = crate::cpu::try_wrmsr(crate::cpu::msr::FS_BASE, before);
 }
 
@@ -128,9 +123,10 @@ fn strings(report: &mut Report) {
 fn string_fault(report: &mut Report) {
     // The last three bytes of the identity map.
     const END: u64 = 1 << 32;
+    let cell = port::scratch();
     let mut count: u64 = 10;
     let mut to = END;
-    let fault = catch!(["rep insb"], inout("rdi") to, inout("rcx") count, in("dx") COM1_SCRATCH);
+    let fault = catch!(["rep insb"], inout("rdi") to, inout("rcx") count, in("dx") cell);
     match fault {
         Some(fault) => {
             report.expect(fault.vector == vector::PF && fault.error == 2, format_args!("REP INSB: {fault}"));
@@ -141,7 +137,7 @@ fn string_fault(report: &mut Report) {
     }
     report.expect(count == 10 && to == END, format_args!("REP INSB: RCX {count}, RDI {to:#x}"));
     let mut from = 1_u64 << 63;
-    match catch!(["outsb"], inout("rsi") from, in("dx") COM1_SCRATCH) {
+    match catch!(["outsb"], inout("rsi") from, in("dx") cell) {
         Some(fault) => {
             report.expect(fault.is_gp0(), format_args!("OUTSB from an address that is not canonical: {fault}"))
         }
@@ -155,9 +151,9 @@ fn edge(report: &mut Report) {
         port::out32(number, 0x1234_5678);
         port::out16(number, 0x1234);
         let read = port::in32(number);
-        report.expect(read == u32::MAX, format_args!("port {number:#x}: {read:#x}"));
+        report.expect_of_covisor(read == u32::MAX, format_args!("port {number:#x}: {read:#x}"));
         let read = port::in16(number);
-        report.expect(read == u16::MAX, format_args!("port {number:#x}: {read:#x}"));
+        report.expect_of_covisor(read == u16::MAX, format_args!("port {number:#x}: {read:#x}"));
     }
     let to = layout::SCRATCH;
     // SAFETY: stores into scratch memory.

@@ -8,6 +8,7 @@ use crate::exception::vector;
 use crate::kernel;
 use crate::report::Report;
 use crate::user;
+use crate::xen;
 
 pub(super) const CHECKS: &[Check] = &[
     Check { name: "svm-instructions", run: |report| undefined(report, SVM) },
@@ -59,12 +60,13 @@ const VMX: &[Instruction] = &[
 const VMCALL: Instruction = ("VMCALL", &[0x0f, 0x01, 0xc1]);
 const VMMCALL: Instruction = ("VMMCALL", &[0x0f, 0x01, 0xd9]);
 
-/// What is not there raises #UD in ring 0. In ring 3 it is #UD or #GP: which comes first, "not there" or "not in ring 0",
-/// differs.
+/// What is not there raises #UD in ring 0. In ring 3, where a paravirtual kernel is as well, it is #UD or #GP: which comes first, "not
+/// there" or "not in ring 0", differs.
 fn undefined(report: &mut Report, instructions: &[Instruction]) {
     for (name, code) in instructions {
         match kernel::raised(code) {
-            Some(fault) => report.expect(fault.vector == vector::UD, format_args!("{name}: {fault}")),
+            Some(fault) => report
+                .expect(fault.vector == vector::UD || xen::active() && fault.is_gp0(), format_args!("{name}: {fault}")),
             None => report.fail(format_args!("{name} is carried out")),
         }
         match user::raised(code) {
@@ -97,7 +99,7 @@ fn svm_registers(report: &mut Report) {
     /// VM_CR: SVM cannot be switched on, and neither can this be changed.
     const LOCKED_OFF: u64 = 1 << 3 | 1 << 4;
     absent(report, msr::VM_HSAVE_PA);
-    if cpu::is_intel() {
+    if cpu::is_intel() || xen::active() && cpu::try_rdmsr(msr::VM_CR).is_err() {
         return absent(report, msr::VM_CR);
     }
     for value in [0, LOCKED_OFF, u64::MAX] {
@@ -122,7 +124,8 @@ fn vmx_registers(report: &mut Report) {
     for (name, bit) in [("VMXE", cr4::VMXE), ("SMXE", cr4::SMXE)] {
         report.expect(before & bit == 0, format_args!("CR4.{name} is set"));
         match cpu::try_set_cr4(before | bit) {
-            Ok(()) => report.fail(format_args!("CR4.{name} is taken")),
+            // What a paravirtual guest writes to CR4 may be ignored.
+            Ok(()) => report.expect(xen::active(), format_args!("CR4.{name} is taken")),
             Err(fault) => report.expect(fault.is_gp0(), format_args!("CR4.{name}: {fault}")),
         }
         report.expect(cpu::cr4() == before, format_args!("CR4 is {:#x}, was {before:#x}", cpu::cr4()));
@@ -130,7 +133,7 @@ fn vmx_registers(report: &mut Report) {
     for index in msr::VMX_BASIC..=msr::VMX_LAST {
         absent(report, index);
     }
-    if !cpu::is_intel() {
+    if !cpu::is_intel() || xen::active() {
         return absent(report, msr::FEATURE_CONTROL);
     }
     for value in [0, LOCKED, LOCKED | VMX_ON, u64::MAX] {
@@ -148,6 +151,10 @@ fn vmx_registers(report: &mut Report) {
 /// A hypercall of any number and with any arguments comes back, in KVM's way: RAX holds the answer. The other vendor's
 /// instruction does not exist (APM vol. 3, VMMCALL; SDM vol. 3, 31.3).
 fn hypercall(report: &mut Report) {
+    if xen::active() {
+        // A paravirtual guest's hypercall is SYSCALL.
+        return undefined(report, &[VMCALL, VMMCALL]);
+    }
     /// A call with a number.
     macro_rules! call {
         ($name:literal, $line:literal, $number:ident) => {

@@ -197,8 +197,14 @@ impl ConfigSpace {
             BarKind::Ports => Command::PORTS,
             BarKind::Memory => Command::MEMORY,
         };
-        let address = self.dword(register::BAR0 + 4 * index) & !flags_of(bar.kind);
-        self.command().contains(enabled).then_some(u64::from(address))
+        self.bar_base(index).filter(|_| self.command().contains(enabled))
+    }
+
+    /// Where base address register `index` is to answer, whether it does or not.
+    #[must_use]
+    pub fn bar_base(&self, index: usize) -> Option<u64> {
+        let bar = self.bar(index)?;
+        Some(u64::from(self.dword(register::BAR0 + 4 * index) & !flags_of(bar.kind)))
     }
 
     /// The 32-bit register at `offset`.

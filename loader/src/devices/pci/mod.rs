@@ -5,6 +5,7 @@
 
 mod config;
 mod host_bridge;
+mod hot_plug;
 mod intx;
 mod msix;
 mod ports;
@@ -16,6 +17,12 @@ pub use config::Command;
 pub use config::ConfigSpace;
 pub use config::Identity;
 pub use host_bridge::HostBridge;
+pub use hot_plug::EjectSink;
+pub use hot_plug::HOT_PLUG_PORT;
+pub use hot_plug::HOT_PLUG_PORTS;
+pub use hot_plug::HOT_SLOTS;
+pub use hot_plug::HotPlug;
+pub use hot_plug::HotPlugRegisters;
 pub use intx::IntxLines;
 pub use intx::IntxPin;
 pub use intx::gsi_of_slot;
@@ -50,6 +57,11 @@ pub trait PciFunction: Send {
     /// The guest writes configuration space.
     fn write_config(&mut self, offset: u8, data: &[u8]) {
         self.config_mut().write(offset, data);
+    }
+
+    /// Whether no driver in the guest uses it.
+    fn is_idle(&self) -> bool {
+        true
     }
 
     /// The guest has put the range of base address register `bar` at `address`, or away.

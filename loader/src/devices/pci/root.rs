@@ -92,9 +92,21 @@ struct Slot {
 
 struct State {
     slots: [Option<Slot>; SLOTS as usize],
-    /// Where the next range goes that we place.
-    next_port: u64,
-    next_memory: u64,
+}
+
+impl State {
+    /// Where functions' ranges of this kind are, or are to be.
+    fn occupied(&self, kind: BarKind) -> Vec<Range<u64>> {
+        let mut occupied = Vec::new();
+        for slot in self.slots.iter().flatten() {
+            let function = lock(&slot.function);
+            let config = function.config();
+            let ranges = (0..BARS).filter_map(|index| Some((config.bar(index)?, config.bar_base(index)?)));
+            occupied
+                .extend(ranges.filter(|(bar, _)| bar.kind == kind).map(|(bar, base)| base..base + u64::from(bar.size)));
+        }
+        occupied
+    }
 }
 
 /// PCI bus 0.
@@ -122,7 +134,7 @@ impl PciRoot {
         let mut slots = [const { None }; SLOTS as usize];
         slots[0] = Some(Slot { function: Arc::new(Mutex::new(HostBridge::new())), ranges: Vec::new() });
         Self {
-            state: Mutex::new(State { slots, next_port: windows.ports.start, next_memory: windows.memory.start }),
+            state: Mutex::new(State { slots }),
             windows,
             ports: Arc::downgrade(ports),
             memory: Arc::downgrade(memory),
@@ -130,49 +142,83 @@ impl PciRoot {
         }
     }
 
-    /// Puts the function that `build` makes for a slot's interrupt pin into the next free slot, and gives its number.
+    /// Puts the function that `build` makes for a slot's interrupt pin into the first free slot of `slots`, and gives its number.
     /// Its ranges get addresses, and its command register is 0, as firmware leaves it to operating systems.
     ///
     /// # Errors
     ///
-    /// The bus or a window is full.
-    pub fn add(&self, build: impl FnOnce(IntxPin) -> NewFunction) -> Result<u8, PciError> {
+    /// No slot is free, or a window is full.
+    pub fn add(
+        &self,
+        slots: impl IntoIterator<Item = u8>,
+        build: impl FnOnce(IntxPin) -> NewFunction,
+    ) -> Result<u8, PciError> {
         let mut state = lock(&self.state);
-        let number = state.slots.iter().position(Option::is_none).ok_or(PciError::NoSlot)?;
-        let slot = u8::try_from(number).map_err(|_| PciError::NoSlot)?;
+        let is_free = |slot: &u8| matches!(state.slots.get(usize::from(*slot)), Some(None));
+        let slot = slots.into_iter().find(is_free).ok_or(PciError::NoSlot)?;
         let pin = self.lines.pin(slot);
         let gsi = pin.gsi();
         let NewFunction { function, ranges } = build(pin);
         {
             let mut function = lock(&function);
             let config = function.config_mut();
-            for index in 0..BARS {
-                if let Some(bar) = config.bar(index) {
-                    let address = self.place(&mut state, bar.kind, bar.size)?;
-                    config.set_bar_address(index, address);
+            for kind in [BarKind::Ports, BarKind::Memory] {
+                let mut occupied = state.occupied(kind);
+                for index in 0..BARS {
+                    if let Some(bar) = config.bar(index).filter(|bar| bar.kind == kind) {
+                        let address = self.place(&occupied, kind, bar.size)?;
+                        config.set_bar_address(index, address);
+                        occupied.push(address.into()..u64::from(address) + u64::from(bar.size));
+                    }
                 }
             }
             config.set_interrupt(INTA, u8::try_from(gsi).unwrap_or(u8::MAX));
         }
         let ranges = ranges.into_iter().map(|(bar, device)| Placed { bar, device, at: None }).collect();
-        state.slots[number] = Some(Slot { function, ranges });
+        state.slots[usize::from(slot)] = Some(Slot { function, ranges });
         Ok(slot)
     }
 
-    /// A free place for `size` bytes in the window, aligned to their size.
-    fn place(&self, state: &mut State, kind: BarKind, size: u32) -> Result<u32, PciError> {
-        let no_room = PciError::NoRoom { kind, size };
-        let next = match kind {
-            BarKind::Ports => &mut state.next_port,
-            BarKind::Memory => &mut state.next_memory,
-        };
-        let base = next.next_multiple_of(u64::from(size));
-        let end = base + u64::from(size);
-        let Some(address) = u32::try_from(base).ok().filter(|_| end <= self.windows.of(kind).end) else {
-            return Err(no_room);
-        };
-        *next = end;
-        Ok(address)
+    /// The first free place for `size` bytes in the window, aligned to their size.
+    fn place(&self, occupied: &[Range<u64>], kind: BarKind, size: u32) -> Result<u32, PciError> {
+        let window = self.windows.of(kind);
+        let size_64 = u64::from(size);
+        let mut base = window.start.next_multiple_of(size_64);
+        // Each time over one that is in the way.
+        while let Some(other) = occupied.iter().find(|other| other.start < base + size_64 && base < other.end) {
+            base = other.end.next_multiple_of(size_64);
+        }
+        let fits = base + size_64 <= window.end;
+        u32::try_from(base).ok().filter(|_| fits).ok_or(PciError::NoRoom { kind, size })
+    }
+
+    /// Takes the function out of a slot, whatever the guest does with it, and gives it.
+    pub fn take(&self, slot: u8) -> Option<Arc<Mutex<dyn PciFunction>>> {
+        let mut state = lock(&self.state);
+        let Slot { function, ranges } = state.slots.get_mut(usize::from(slot))?.take()?;
+        {
+            let mut function = lock(&function);
+            for range in ranges {
+                let bus = function.config().bar(range.bar).and_then(|bar| self.bus(bar.kind));
+                if let (Some(address), Some(bus)) = (range.at, bus) {
+                    bus.remove(address);
+                    function.moved(range.bar, None);
+                }
+            }
+        }
+        // What went away may have made room for another function's range.
+        for slot in state.slots.iter_mut().flatten() {
+            self.put(slot);
+        }
+        Some(function)
+    }
+
+    /// Whether a slot holds a function that no driver in the guest uses.
+    #[must_use]
+    pub fn is_idle(&self, slot: u8) -> bool {
+        let state = lock(&self.state);
+        let slot = state.slots.get(usize::from(slot)).and_then(Option::as_ref);
+        slot.is_some_and(|slot| lock(&slot.function).is_idle())
     }
 
     /// The guest reads configuration space; `data` comes filled with ones, which an empty slot leaves.

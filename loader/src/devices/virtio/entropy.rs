@@ -13,8 +13,8 @@ use super::QueueHandler;
 use super::Rings;
 use super::VirtQueue;
 use super::VirtioDevice;
-use super::reports::Reports;
-use crate::platform::EventFd;
+use crate::devices::reports::Reports;
+use crate::platform::Event;
 use crate::sys::random;
 
 /// Entries of the queue.
@@ -42,7 +42,7 @@ pub fn device(name: &str) -> io::Result<VirtioDevice> {
         queue_sizes: vec![QUEUE_SIZE],
         config: Box::new(NoConfig),
         handler: Box::new(EntropyHandler { budget, chain: Chain::default(), reports: Reports::new(name) }),
-        event: Arc::new(EventFd::new(0)?),
+        event: Arc::new(Event::new()?),
     })
 }
 

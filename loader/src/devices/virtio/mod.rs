@@ -4,12 +4,15 @@
 //! PCI function of it: it negotiates on the vCPU's thread, and hands the queues to a worker thread when the driver says
 //! that it is ready. From then on until the worker has stopped nothing that the driver writes reaches queues in use.
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod entropy;
+pub mod fs;
+pub mod input;
+pub mod net;
 mod pci;
 mod queue;
-mod reports;
 #[cfg(test)]
 mod testing;
 mod worker;
@@ -28,8 +31,10 @@ pub use queue::VirtQueue;
 pub use worker::Gate;
 pub use worker::QueueHandler;
 pub use worker::Rings;
+#[cfg(test)]
+pub(crate) use worker::STACK as WORKER_STACK;
 
-use crate::platform::EventFd;
+use crate::platform::Event;
 
 /// Feature bits that any device may have (virtio 1.2, 6).
 pub mod feature {
@@ -48,24 +53,36 @@ pub mod feature {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum DeviceKind {
+    /// Network device.
+    Network = 1,
     /// Block device.
     Block = 2,
     /// Console.
     Console = 3,
     /// Entropy source.
     Entropy = 4,
+    /// Traditional memory balloon.
+    Balloon = 5,
+    /// Input device.
+    Input = 18,
+    /// File system.
+    FileSystem = 26,
 }
 
 impl DeviceKind {
     /// The PCI class that fits it (PCI 3.0, appendix D).
     const fn pci_class(self) -> [u8; 3] {
         match self {
+            // Network controller, Ethernet.
+            Self::Network => [0x02, 0x00, 0x00],
             // Mass storage, other.
-            Self::Block => [0x01, 0x80, 0x00],
+            Self::Block | Self::FileSystem => [0x01, 0x80, 0x00],
             // Simple communication, other.
             Self::Console => [0x07, 0x80, 0x00],
             // Fits in no class.
-            Self::Entropy => [0xff, 0x00, 0x00],
+            Self::Entropy | Self::Balloon => [0xff, 0x00, 0x00],
+            // Input device controller, other.
+            Self::Input => [0x09, 0x80, 0x00],
         }
     }
 }
@@ -77,6 +94,9 @@ pub trait DeviceConfig: Send {
 
     /// Reads at `offset`; what is past the end reads 0.
     fn read(&self, offset: usize, data: &mut [u8]);
+
+    /// Writes at `offset`; what cannot be written stays as it is.
+    fn write(&mut self, _offset: usize, _data: &[u8]) {}
 
     /// A number that differs whenever what the driver read may have changed (virtio 1.2, 4.1.4.3.1).
     fn generation(&self) -> u8 {
@@ -121,7 +141,7 @@ pub struct VirtioDevice {
     /// What serves its queues.
     pub handler: Box<dyn QueueHandler>,
     /// Wakes the handler.
-    pub event: Arc<EventFd>,
+    pub event: Arc<Event>,
 }
 
 impl fmt::Debug for VirtioDevice {

@@ -12,7 +12,7 @@ use virtio_queue::QueueOwnedT;
 use virtio_queue::QueueT;
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
-use vm_memory::GuestMemory;
+use vm_memory::GuestMemoryBackend;
 use vm_memory::GuestMemoryRegion;
 use vm_memory::VolatileSlice;
 
@@ -28,6 +28,8 @@ const DESCRIPTOR_SIZE: u64 = 16;
 const AVAILABLE_ENTRY_SIZE: u64 = 2;
 const USED_ENTRY_SIZE: u64 = 8;
 const RING_OVERHEAD: u64 = 6;
+/// Bytes of a ring before its entries: flags and index.
+const USED_HEADER: u64 = 4;
 
 /// Flag of the available ring: the driver wants no interrupts (`VIRTQ_AVAIL_F_NO_INTERRUPT`, virtio 1.2, 2.7.6).
 const NO_INTERRUPT: u16 = 1;
@@ -103,6 +105,14 @@ pub enum QueueError {
         /// The chain's first descriptor.
         head: u16,
     },
+    /// A buffer to be filled has no room at all.
+    #[error("descriptor chain {head} of queue {queue} has nothing that can be written to")]
+    NoRoom {
+        /// The queue.
+        queue: u16,
+        /// The chain's first descriptor.
+        head: u16,
+    },
     /// The rings could not be used.
     #[error("queue {queue}: {error}")]
     Ring {
@@ -165,6 +175,11 @@ impl Segments {
     #[must_use]
     pub fn len(&self) -> u64 {
         self.parts.iter().map(|part| u64::from(part.1)).sum()
+    }
+
+    /// The buffers: address and bytes of each.
+    pub fn parts(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.parts.iter().map(|&(address, length)| (address, length.into()))
     }
 
     /// Whether there are none.
@@ -328,6 +343,12 @@ impl VirtQueue {
         &self.memory
     }
 
+    /// Whether so many bytes from `address` on are RAM.
+    #[must_use]
+    pub fn is_ram(&self, address: u64, bytes: u64) -> bool {
+        in_ram(&self.memory, address, bytes)
+    }
+
     /// Whether the device may use it now: else chains in work are to be left alone.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -397,6 +418,51 @@ impl VirtQueue {
             self.signal.used(self.index);
         }
         Ok(())
+    }
+
+    /// Gives chains back to the driver at once, each with the bytes written, as it must be for a frame in several of them (virtio 1.2,
+    /// 5.1.6.4.1): the driver sees all or none. Interrupts it once, if it wants to know.
+    ///
+    /// # Errors
+    ///
+    /// None that the checks at the start leave possible.
+    pub fn complete_all(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some((&(head, written), before)) = chains.split_last() else { return Ok(()) };
+        let queue = self.index;
+        let ring = |error| QueueError::Ring { queue, error };
+        let first = self.queue.next_used();
+        let mut next = first;
+        for &(head, written) in before {
+            let entry = USED_HEADER + u64::from(next % self.queue.size()) * USED_ENTRY_SIZE;
+            let entry = GuestAddress(self.queue.used_ring() + entry);
+            let bytes = u64::from(head) | u64::from(written) << 32;
+            self.memory
+                .write_obj(bytes.to_le(), entry)
+                .map_err(|error| ring(virtio_queue::Error::GuestMemory(error)))?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        self.queue.add_used(&*self.memory, head, written).map_err(ring)?;
+        let wanted = if self.queue.event_idx_enabled() {
+            self.event_is_among(first, next.wrapping_add(1)).map_err(ring)?
+        } else {
+            self.wants_interrupt().map_err(ring)?
+        };
+        if wanted {
+            self.signal.used(self.index);
+        }
+        Ok(())
+    }
+
+    /// Whether the driver wants to hear of one of the used entries from `first` to before `next` (virtio 1.2, 2.7.7.2).
+    fn event_is_among(&self, first: u16, next: u16) -> Result<bool, virtio_queue::Error> {
+        // The used index must be out before the driver's word is read.
+        fence(Ordering::SeqCst);
+        let place = self.queue.avail_ring() + USED_HEADER + u64::from(self.queue.size()) * AVAILABLE_ENTRY_SIZE;
+        let event: u16 =
+            self.memory.load(GuestAddress(place), Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)?;
+        let event = u16::from_le(event);
+        Ok(next.wrapping_sub(event).wrapping_sub(1) < next.wrapping_sub(first))
     }
 
     fn wants_interrupt(&mut self) -> Result<bool, virtio_queue::Error> {

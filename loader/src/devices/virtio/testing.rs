@@ -67,7 +67,7 @@ impl DriverSignal for Signals {
 /// The RAM of tests.
 pub(crate) fn ram() -> Arc<GuestRam> {
     let ranges = RAM.map(|(address, size)| (GuestAddress(address), size));
-    Arc::new(GuestRam::from_ranges(&ranges).unwrap())
+    Arc::new(crate::sys::memory::anonymous(&ranges))
 }
 
 /// A queue at [`DESCRIPTORS`], [`AVAILABLE`] and [`USED`], as its driver sees it.

@@ -14,6 +14,8 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::sys::folder::files;
+
 /// How long the other side may take for a line.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest line.
@@ -104,11 +106,7 @@ pub fn ask(path: &Path, request: &str) -> io::Result<String> {
 /// The sockets in the folder.
 #[must_use]
 pub fn sockets(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    let mut sockets: Vec<_> = paths.filter(|path| path.extension().is_some_and(|end| end == SUFFIX)).collect();
-    sockets.sort();
-    sockets
+    files(folder, SUFFIX)
 }
 
 /// Takes away a socket whose machine is gone.

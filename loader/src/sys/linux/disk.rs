@@ -8,7 +8,14 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::fcntl::FcntlArg;
+use nix::fcntl::fcntl;
+use nix::unistd::Whence;
+use nix::unistd::lseek;
 use vm_memory::VolatileSlice;
+
+use crate::disk::Run;
+use crate::sys::transfer::Direction;
 
 /// Why a file cannot be used as a disk.
 #[derive(Debug)]
@@ -51,13 +58,100 @@ pub fn open(path: &Path, read_only: bool) -> Result<(File, u64), OpenError> {
         Some(libc::EBUSY) => OpenError::InUse,
         _ => OpenError::System(error),
     })?;
+    lock(&file, read_only)?;
+    let size = if is_device { device_size(&file)? } else { file.metadata()?.len() };
+    Ok((file, size))
+}
+
+/// Makes a file that is not there yet, for us alone.
+///
+/// # Errors
+///
+/// The system's.
+pub fn create(path: &Path) -> Result<File, OpenError> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+    lock(&file, false)?;
+    Ok(file)
+}
+
+/// Bytes that QEMU locks (`block/file-posix.c`): one for each thing that somebody does with an image, and one for each that
+/// nobody else may do meanwhile. With the same bytes, no QEMU and no `qemu-img` writes what we use, nor we what they do.
+const DOES: i64 = 100;
+const FORBIDS: i64 = 200;
+/// The bytes' numbers: who reads, writes, or changes the size.
+const READ: i64 = 0;
+const WRITE: i64 = 1;
+const RESIZE: i64 = 3;
+
+/// Locks a file until it is closed. The locks are the open file's, not the process's, which would lose them by closing any
+/// other that is open on the same file (fcntl(2), "Open file description locks").
+fn lock(file: &File, read_only: bool) -> Result<(), OpenError> {
+    let (does, forbids): (&[i64], &[i64]) =
+        if read_only { (&[READ], &[WRITE, RESIZE]) } else { (&[READ, WRITE, RESIZE], &[READ, WRITE, RESIZE]) };
+    let range = |kind: libc::c_int, start: i64| libc::flock {
+        l_type: short(kind),
+        l_whence: short(libc::SEEK_SET),
+        l_start: start,
+        l_len: 1,
+        l_pid: 0,
+    };
+    let system = |error: nix::Error| OpenError::System(error.into());
+    for start in does.iter().map(|what| DOES + what).chain(forbids.iter().map(|what| FORBIDS + what)) {
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_RDLCK, start))) {
+            Ok(_) => {}
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Err(OpenError::Locked),
+            // A file system without such locks: the whole file is locked among ourselves, at least.
+            Err(nix::Error::EINVAL | nix::Error::ENOLCK | nix::Error::EOPNOTSUPP) => {
+                return lock_whole(file, read_only);
+            }
+            Err(error) => return Err(system(error)),
+        }
+    }
+    // Whoever does what we forbid, or forbids what we do, holds the other byte.
+    for start in does.iter().map(|what| FORBIDS + what).chain(forbids.iter().map(|what| DOES + what)) {
+        let mut found = range(libc::F_WRLCK, start);
+        fcntl(file, FcntlArg::F_OFD_GETLK(&mut found)).map_err(system)?;
+        if i32::from(found.l_type) != libc::F_UNLCK {
+            return Err(OpenError::Locked);
+        }
+    }
+    Ok(())
+}
+
+/// A constant in the type of `struct flock`'s fields.
+fn short(value: libc::c_int) -> libc::c_short {
+    libc::c_short::try_from(value).unwrap_or(-1)
+}
+
+fn lock_whole(file: &File, read_only: bool) -> Result<(), OpenError> {
     let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
     locked.map_err(|error| match error {
         std::fs::TryLockError::WouldBlock => OpenError::Locked,
         std::fs::TryLockError::Error(error) => OpenError::System(error),
-    })?;
-    let size = if is_device { device_size(&file)? } else { file.metadata()?.len() };
-    Ok((file, size))
+    })
+}
+
+/// How far a file has data, or has none and reads zero, from `offset` on, up to `length` bytes.
+///
+/// # Errors
+///
+/// The system's.
+pub fn run(file: &File, offset: u64, length: u64) -> io::Result<Run> {
+    let all = Run { length, zeroes: false };
+    let Ok(start) = libc::off_t::try_from(offset) else { return Ok(all) };
+    let data = match lseek(file, start, Whence::SeekData) {
+        Ok(data) => u64::try_from(data).unwrap_or(offset),
+        // Nothing but a hole to the end.
+        Err(nix::Error::ENXIO) => return Ok(Run { length, zeroes: true }),
+        // A file system that does not know.
+        Err(nix::Error::EINVAL | nix::Error::EOPNOTSUPP) => return Ok(all),
+        Err(error) => return Err(error.into()),
+    };
+    if data > offset {
+        return Ok(Run { length: length.min(data - offset), zeroes: true });
+    }
+    let hole = u64::try_from(lseek(file, start, Whence::SeekHole)?).unwrap_or(u64::MAX);
+    Ok(Run { length: length.min(hole.saturating_sub(offset)).max(1.min(length)), zeroes: false })
 }
 
 fn device_size(file: &File) -> io::Result<u64> {
@@ -67,32 +161,12 @@ fn device_size(file: &File) -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(size) }
 }
 
-/// Which way data goes.
-#[derive(Clone, Copy)]
-enum Direction {
-    FromFile,
-    ToFile,
-}
-
-/// Reads all of `buffers` from `offset` on.
+/// Moves all of `buffers`, whose data begins at `offset` in the file.
 ///
 /// # Errors
 ///
 /// The system's; the file ends before.
-pub fn read_at(file: &File, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-    transfer(file, offset, buffers, Direction::FromFile)
-}
-
-/// Writes all of `buffers` from `offset` on.
-///
-/// # Errors
-///
-/// The system's.
-pub fn write_at(file: &File, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<()> {
-    transfer(file, offset, buffers, Direction::ToFile)
-}
-
-fn transfer(file: &File, offset: u64, buffers: &[VolatileSlice<'_>], direction: Direction) -> io::Result<()> {
+pub fn transfer(file: &File, offset: u64, buffers: &[VolatileSlice<'_>], direction: Direction) -> io::Result<()> {
     /// Most buffers of one call (`UIO_MAXIOV`, readv(2)).
     const MOST: usize = 1024;
     let guards: Vec<_> = buffers.iter().map(VolatileSlice::ptr_guard_mut).collect();
@@ -181,6 +255,8 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
+    use crate::sys::transfer::read_at;
+    use crate::sys::transfer::write_at;
 
     fn image(bytes: &[u8]) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();

@@ -1,11 +1,20 @@
 //! The host is Linux.
 
+pub mod clock;
 pub mod control;
 pub mod disk;
 pub mod event;
+pub mod files;
+pub mod guest_service;
 pub mod host;
+pub mod memory;
 pub mod module;
 pub mod process;
 pub mod random;
+pub mod rootfs;
+pub mod share;
+pub mod sockets;
+pub mod tap;
 pub mod terminal;
 pub mod transport;
+pub mod words;

@@ -14,6 +14,7 @@ use nix::kmod::delete_module;
 use nix::kmod::finit_module;
 use thiserror::Error;
 
+use crate::sys::Finding;
 use crate::sys::host;
 
 /// The module's name in the kernel.
@@ -68,7 +69,20 @@ pub enum ModuleError {
     Kernel(io::Error),
 }
 
-/// Whether the driver is loaded, and by how many programs it is used.
+/// Whether the driver is loaded.
+#[must_use]
+pub fn is_loaded() -> bool {
+    users().is_some()
+}
+
+/// What the loaded module was built from, as the kernel's build system counts it, if the module says it.
+#[must_use]
+pub fn source_version() -> Option<String> {
+    let text = fs::read_to_string(format!("/sys/module/{MODULE}/srcversion")).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// By how many programs the driver is used, if it is loaded.
 #[must_use]
 pub fn users() -> Option<u32> {
     let modules = fs::read_to_string("/proc/modules").ok()?;
@@ -140,4 +154,53 @@ pub fn unload() -> Result<(), ModuleError> {
         Errno::EBUSY | Errno::EWOULDBLOCK => ModuleError::InUse,
         _ => ModuleError::Kernel(errno.into()),
     })
+}
+
+/// Why the driver cannot be opened, as far as can be seen from outside; what it takes to load it, when it `is_missing`.
+#[must_use]
+pub fn findings(is_missing: bool) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !super::process::is_administrator() {
+        findings.push(Finding::new(
+            false,
+            "rights",
+            "you are not root; loading the driver and running guests need that (sudo)",
+        ));
+    }
+    if !is_missing {
+        return findings;
+    }
+    findings.push(match find(None) {
+        Ok(path) => {
+            Finding::new(true, "module", format!("{} can be loaded by {}", path.display(), super::words::INSTALL))
+        }
+        Err(error) => Finding::new(false, "module", error.to_string()),
+    });
+    findings.push(match host::kernel_headers() {
+        Some(path) => Finding::new(true, "headers", format!("the module can be built against {}", path.display())),
+        None => Finding::new(
+            false,
+            "headers",
+            format!(
+                "the running kernel's headers are not installed: `sudo apt-get install linux-headers-{}` (only to build the module)",
+                host::kernel_release()
+            ),
+        ),
+    });
+    if let Some(reason) = host::module_refusal() {
+        findings.push(Finding::new(false, "kernel", reason));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_a_missing_driver_is_explained() {
+        let findings = findings(true);
+        assert!(findings.iter().any(|line| line.about == "module"));
+        assert!(findings.iter().any(|line| line.about == "headers"));
+    }
 }

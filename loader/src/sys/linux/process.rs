@@ -1,6 +1,9 @@
 //! This process and others: signals, users, memory.
 
 use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
@@ -8,16 +11,10 @@ use nix::sys::signal::Signal;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-/// What the host may ask of this process at any time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Request {
-    /// Interrupted from the keyboard, or told to end.
-    End,
-    /// The terminal went away.
-    HangUp,
-    /// The terminal has another size.
-    Resize,
-}
+use crate::sys::Request;
+
+/// How long this process may live on after [`Request::HangUp`]: as it likes.
+pub const HANG_UP_LIMIT: Duration = Duration::MAX;
 
 /// The requests, blocked for all threads from the moment this was made; one thread waits for them.
 #[derive(Debug)]
@@ -69,14 +66,56 @@ pub fn end(pid: u32) -> io::Result<()> {
     Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?)
 }
 
+/// Lets a process live on when the terminal goes that it is started from, and not hear that terminal's keys.
+pub fn leave_alone(command: &mut Command) {
+    command.process_group(0);
+}
+
+/// Gives a program its arguments as they are typed: white space parts them, double quotes hold them together.
+pub fn give_arguments(command: &mut Command, arguments: &str) {
+    let mut word: Option<String> = None;
+    let mut quoted = false;
+    for character in arguments.chars() {
+        match character {
+            '"' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            _ if character.is_ascii_whitespace() && !quoted => {
+                command.args(word.take());
+            }
+            _ => word.get_or_insert_default().push(character),
+        }
+    }
+    command.args(word);
+}
+
 /// Whether this process has an administrator's rights.
 #[must_use]
 pub fn is_administrator() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Keeps the memory of a program with many small threads small: glibc otherwise gives each a heap of its own.
-pub fn limit_heaps() {
+/// Prepares this process, before it has threads: keeps the memory of a program with many small ones small, for glibc
+/// otherwise gives each a heap of its own.
+pub fn prepare() {
     // SAFETY: sets a parameter of the allocator; no other thread runs yet.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_arguments_are_parted_as_they_are_typed() {
+        let words = |text: &str| {
+            let mut command = Command::new("x");
+            give_arguments(&mut command, text);
+            command.get_args().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(words(":0 -clipboard  -ac "), [":0", "-clipboard", "-ac"]);
+        assert_eq!(words(r#""a b" c"d e" """#), ["a b", "cd e", ""]);
+        assert_eq!(words(""), [""; 0]);
+    }
 }

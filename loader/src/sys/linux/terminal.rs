@@ -2,6 +2,8 @@
 
 use std::io;
 use std::io::IsTerminal;
+use std::io::Read;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -29,6 +31,21 @@ pub fn is_raw() -> bool {
 #[must_use]
 pub fn stdout_is_terminal() -> bool {
     io::stdout().is_terminal()
+}
+
+/// What is typed, or comes on standard input that is no terminal.
+pub fn input() -> impl Read {
+    io::stdin()
+}
+
+/// Standard output, for the bytes of a guest.
+pub fn stdout() -> impl Write {
+    io::stdout()
+}
+
+/// Standard error, for the bytes of a guest.
+pub fn stderr() -> impl Write {
+    io::stderr()
 }
 
 /// While this lives, standard input gives every key as it comes, and nothing is echoed.

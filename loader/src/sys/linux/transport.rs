@@ -3,25 +3,47 @@
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use covisor_abi::Call;
 use covisor_abi::DEVICE_PATH_LINUX;
-use vm_memory::MmapRegion;
+use vm_memory::GuestAddress;
 use vm_memory::mmap::MmapRegionBuilder;
-use vmm_sys_util::eventfd::EventFd;
 use zerocopy::FromBytes;
 use zerocopy::Immutable;
 use zerocopy::IntoBytes;
 
+use crate::sys::CallRefusal;
+use crate::sys::OpenRefusal;
+use crate::sys::memory::Region;
+
 /// Where the driver's device is.
 pub const DEVICE_PATH: &str = DEVICE_PATH_LINUX;
 
-/// How the driver knows an event that a doorbell signals.
+/// What an error of [`Transport::open`] means.
 #[must_use]
-pub fn event_handle(event: &EventFd) -> i64 {
-    event.as_raw_fd().into()
+pub fn open_refusal(error: &io::Error) -> OpenRefusal {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => OpenRefusal::NoDevice,
+        Some(libc::EACCES | libc::EPERM) => OpenRefusal::NotAllowed,
+        _ => OpenRefusal::Other,
+    }
+}
+
+/// What an error of [`Transport::call`] means.
+#[must_use]
+pub fn call_refusal(error: &io::Error) -> CallRefusal {
+    match error.raw_os_error() {
+        Some(libc::ENOTTY) => CallRefusal::NotOurs,
+        Some(libc::ENODEV) => CallRefusal::NoEngine,
+        Some(libc::ENOMEM) => CallRefusal::NoMemory,
+        // By a signal.
+        Some(libc::EINTR) => CallRefusal::Interrupted,
+        _ => CallRefusal::Other,
+    }
 }
 
 /// An open handle of the driver.
@@ -60,11 +82,11 @@ impl Transport {
         Ok(())
     }
 
-    /// Maps guest memory that the driver has made available at `offset`. The mapping goes when the result is dropped.
+    /// Maps guest memory at `gpa` that the driver has made available at `offset`. The mapping goes when the result is dropped.
     ///
     /// # Errors
     /// What the host says.
-    pub fn map(&self, offset: u64, size: usize) -> io::Result<MmapRegion> {
+    pub fn map(&self, gpa: u64, offset: u64, size: usize) -> io::Result<Region> {
         let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidData)?;
         // First only addresses, owned by the region, which unmaps them when dropped; then the driver's memory there.
         let region = MmapRegionBuilder::new(size)
@@ -89,7 +111,14 @@ impl Transport {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        Ok(region)
+        Region::new(region, GuestAddress(gpa)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+/// For what only tests of the driver ask of a handle.
+impl AsFd for Transport {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
     }
 }
 
@@ -112,7 +141,7 @@ mod tests {
         file.as_file().set_len(8192).unwrap();
         std::os::unix::fs::FileExt::write_at(file.as_file(), b"here", 4096).unwrap();
         let transport = Transport::open(file.path()).unwrap();
-        let region = transport.map(4096, 4096).unwrap();
+        let region = transport.map(0, 4096, 4096).unwrap();
         // SAFETY: the region has 4096 bytes.
         let bytes = unsafe { std::slice::from_raw_parts(region.as_ptr(), 4) };
         assert_eq!(bytes, b"here");

@@ -69,6 +69,15 @@ impl Entry {
     }
 }
 
+/// What about an input makes an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// That it becomes asserted.
+    Edge,
+    /// That it is asserted, until its end of interrupt, and then again.
+    Level,
+}
+
 /// The I/O APIC. Its calls return the message that they send, if any, for the caller to deliver.
 #[derive(Clone, Debug)]
 pub struct IoApic {
@@ -90,6 +99,21 @@ impl IoApic {
     #[must_use]
     pub const fn new() -> Self {
         Self { entries: [Entry::RESET; INPUTS], lines: 0, id: 0, select: 0 }
+    }
+
+    /// Programs an input, for a guest that does not do it: it sends vCPU 0 this interrupt. A level counts also where it came
+    /// before; an edge may have, so the interrupt is sent in any case. Inputs that do not exist are ignored.
+    pub fn connect(&mut self, input: u32, vector: u8, trigger: Trigger) -> Option<Message> {
+        let number = usize::try_from(input).ok().filter(|number| *number < INPUTS)?;
+        let mode = match trigger {
+            Trigger::Edge => 0,
+            Trigger::Level => Entry::LEVEL,
+        };
+        self.entries[number] = Entry(u64::from(vector) | mode);
+        match trigger {
+            Trigger::Edge => self.entries[number].message(),
+            Trigger::Level => self.serve_level(number),
+        }
     }
 
     /// Sets the level of an input; numbers that do not exist are ignored.

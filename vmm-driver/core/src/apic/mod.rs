@@ -17,6 +17,7 @@ pub use inbox::Inbox;
 pub use inbox::Mode;
 pub use inbox::Signals;
 pub use ioapic::IoApic;
+pub use ioapic::Trigger;
 pub use lapic::Effect;
 pub use lapic::LocalApic;
 pub use lapic::X2APIC_FIRST_MSR;

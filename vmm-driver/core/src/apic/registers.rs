@@ -156,6 +156,8 @@ pub struct Lvt(pub u32);
 impl Lvt {
     /// Interrupts from this source are held back.
     pub const MASKED: u32 = 1 << 16;
+    /// The timer's: it counts to a value of the time stamp counter.
+    pub const TSC_DEADLINE: u32 = 2 << 17;
     /// Delivery status and remote IRR: software's writes to them are ignored, and here they are always 0.
     pub const READ_ONLY: u32 = 1 << 12 | 1 << 14;
     /// After reset.

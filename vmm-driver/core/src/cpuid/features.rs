@@ -15,6 +15,8 @@
 //! - *57-bit addresses*: LA57 and LAM; guests have 4-level paging.
 //! - *What only costs*: topology leaf 0x1f, crystal clock and frequencies (the guest takes its clock rates from the
 //!   hypervisor leaves), extended APIC space, TCE, FFXSR, WBNOINVD.
+//!
+//! From paravirtual guests, whose kernel runs in ring 3, more is hidden: the constants `NOT_PARAVIRTUAL` say what and why.
 
 use bitflags::bitflags;
 
@@ -50,6 +52,9 @@ bitflags! {
         const NEEDS_AVX = Self::FMA.bits() | Self::AVX.bits() | Self::F16C.bits();
         /// Emulated, so there whatever the host has.
         const ALWAYS = Self::X2APIC.bits() | Self::TSC_DEADLINE.bits() | Self::HYPERVISOR.bits();
+        /// - PCID: TLB tags are the monitor's.
+        /// - X2APIC, `TSC_DEADLINE`: there are events in the place of a local APIC, and a timer by call.
+        const NOT_PARAVIRTUAL = Self::PCID.bits() | Self::X2APIC.bits() | Self::TSC_DEADLINE.bits();
     }
 
     /// Leaf 1, EDX. AMD repeats some of it in leaf 0x8000_0001.
@@ -80,6 +85,15 @@ bitflags! {
         const SS = 1 << 27;
         /// More than one vCPU; set by the topology.
         const HTT = 1 << 28;
+
+        /// - VME: there is no virtual-8086 mode.
+        /// - DE: I/O breakpoints would be on the host's ports.
+        /// - PSE, PSE36: the monitor's tables have pages of 4 KiB only.
+        /// - MCE, MCA: machine checks are the host's.
+        /// - SEP: SYSENTER is not offered, and system calls of 32 bits have INT 0x80.
+        /// - PGE: global pages would outlive the change from user to kernel tables.
+        const NOT_PARAVIRTUAL = Self::VME.bits() | Self::DE.bits() | Self::PSE.bits() | Self::PSE36.bits() | Self::MCE.bits()
+            | Self::MCA.bits() | Self::SEP.bits() | Self::PGE.bits();
     }
 
     /// Leaf 7, EBX.
@@ -115,6 +129,10 @@ bitflags! {
         const NEEDS_AVX512 = Self::AVX512F.bits() | Self::AVX512DQ.bits() | Self::AVX512_IFMA.bits()
             | Self::AVX512PF.bits() | Self::AVX512ER.bits() | Self::AVX512CD.bits() | Self::AVX512BW.bits()
             | Self::AVX512VL.bits();
+        /// - FSGSBASE: the monitor would not hear of a new base of GS, and Linux would look for it at each task switch.
+        /// - SMEP, SMAP: kernel and user run in the same ring.
+        /// - INVPCID: as PCID, which is hidden.
+        const NOT_PARAVIRTUAL = Self::FSGSBASE.bits() | Self::SMEP.bits() | Self::SMAP.bits() | Self::INVPCID.bits();
     }
 
     /// Leaf 7, ECX.
@@ -143,6 +161,9 @@ bitflags! {
         /// Useless without AVX-512 state.
         const NEEDS_AVX512 = Self::AVX512_VBMI.bits() | Self::AVX512_VBMI2.bits() | Self::AVX512_VNNI.bits()
             | Self::AVX512_BITALG.bits() | Self::AVX512_VPOPCNTDQ.bits();
+        /// - UMIP: it would fault the kernel's own instructions as well.
+        /// - PKU: keys would hold for the kernel as for its programs.
+        const NOT_PARAVIRTUAL = Self::UMIP.bits() | Self::PKU.bits();
     }
 
     /// Leaf 7, EDX.
@@ -220,6 +241,8 @@ bitflags! {
 
         /// Useless without AVX state.
         const NEEDS_AVX = Self::XOP.bits() | Self::FMA4.bits();
+        /// - `ALT_MOV_CR8`: there is no CR8.
+        const NOT_PARAVIRTUAL = Self::ALT_MOV_CR8.bits();
     }
 
     /// Leaf 0x8000_0001, EDX, without what it repeats of leaf 1.
@@ -233,6 +256,9 @@ bitflags! {
         const LM = 1 << 29;
         const AMD_3DNOWEXT = 1 << 30;
         const AMD_3DNOW = 1 << 31;
+
+        /// - `PAGE_1G`: as PSE.
+        const NOT_PARAVIRTUAL = Self::PAGE_1G.bits();
     }
 
     /// Leaf 0x8000_0007, EDX.
@@ -262,6 +288,20 @@ bitflags! {
         const FSRS = 1 << 10;
         const FSRC = 1 << 11;
         const SRSO_NO = 1 << 29;
+    }
+
+    /// Leaf 0x4000_0002, ECX, of Xen (Xen public headers, `arch-x86/cpuid.h`).
+    #[derive(Clone, Copy)]
+    pub(super) struct XenFeatures: u32 {
+        /// `mmu_update` can leave the accessed and dirty bits as they are.
+        const MMU_PT_UPDATE_PRESERVE_AD = 1 << 0;
+    }
+
+    /// Leaf 0x4000_0003, EAX, of Xen: about the time stamp counter.
+    #[derive(Clone, Copy)]
+    pub(super) struct XenTsc: u32 {
+        /// The host trusts its own.
+        const RELIABLE = 1 << 1;
     }
 
     /// Leaf 0x4000_0001, EAX (Linux `Documentation/virt/kvm/x86/cpuid.rst`).

@@ -31,7 +31,7 @@ fn everything(vendor: [u32; 3]) -> impl Fn(u32, u32) -> CpuidResult {
     }
 }
 
-const CONFIG: CpuidConfig = CpuidConfig { vcpus: 3, tsc_khz: 2_500_000, xcr0: u64::MAX };
+const CONFIG: CpuidConfig = CpuidConfig { vcpus: 3, tsc_khz: 2_500_000, xcr0: u64::MAX, paravirtual: false };
 const RESET: Dynamic = Dynamic { cr4: 0, xcr0: 1, apic_id: 2 };
 
 /// A table with all features that a guest can have.
@@ -39,7 +39,17 @@ pub(crate) fn all_features() -> CpuidTable {
     CpuidTable::new(everything(AMD), &CONFIG)
 }
 
+/// The same for paravirtual guests.
+pub(crate) fn all_features_paravirtual() -> CpuidTable {
+    CpuidTable::new(everything(AMD), &CpuidConfig { vcpus: 1, paravirtual: true, ..CONFIG })
+}
+
 /// The same of the other vendor.
+pub(crate) fn all_features_paravirtual_intel() -> CpuidTable {
+    CpuidTable::new(everything(INTEL), &CpuidConfig { vcpus: 1, paravirtual: true, ..CONFIG })
+}
+
+/// All features, of the other vendor.
 pub(crate) fn all_features_intel() -> CpuidTable {
     CpuidTable::new(everything(INTEL), &CONFIG)
 }
@@ -133,6 +143,80 @@ fn hypervisor_leaves() {
 }
 
 #[test]
+fn test_paravirtual_guests_find_xen() {
+    for table in [all_features_paravirtual(), all_features_paravirtual_intel()] {
+        let [last, ebx, ecx, edx] = table.lookup(0x4000_0000, 0, &RESET);
+        assert_eq!(last, 0x4000_0003);
+        assert_eq!([ebx, ecx, edx].map(u32::to_le_bytes).concat(), b"XenVMMXenVMM");
+        assert_eq!(table.lookup(0x4000_0001, 0, &RESET), [0x0004_0011, 0, 0, 0]);
+        assert_eq!(table.lookup(0x4000_0002, 0, &RESET), [0, 0x4000_0000, 1, 0]);
+        assert_eq!(table.lookup(0x4000_0003, 0, &RESET), [2, 2, 2_500_000, 0]);
+        assert_eq!(table.lookup(0x4000_0003, 1, &RESET), [0; 4]);
+        for leaf in [0x4000_0004, 0x4000_0010, 0x4000_0100] {
+            assert_eq!(table.lookup(leaf, 0, &RESET), [0; 4]);
+        }
+        assert_ne!(table.lookup(1, 0, &RESET)[2] & 1 << 31, 0, "there is a hypervisor");
+    }
+}
+
+#[test]
+fn test_what_needs_ring_0_is_hidden_from_paravirtual_guests() {
+    for table in [all_features_paravirtual(), all_features_paravirtual_intel()] {
+        let register = |leaf, register: usize| table.lookup(leaf, 0, &RESET)[register];
+        let hidden = |leaf, number: usize, numbers: &[u32]| {
+            let shown = register(leaf, number) & bits(numbers);
+            assert_eq!(shown, 0, "leaf {leaf:#x} register {number}: {shown:#x}");
+        };
+        // MONITOR, VMX, PCID, x2APIC, TSC_DEADLINE.
+        hidden(1, 2, &[3, 5, 17, 21, 24]);
+        // VME, DE, PSE, MCE, SEP, MTRR, PGE, MCA, PSE36.
+        hidden(1, 3, &[1, 2, 3, 7, 11, 12, 13, 14, 17]);
+        // FSGSBASE, SMEP, INVPCID, SMAP.
+        hidden(7, 1, &[0, 7, 10, 20]);
+        // UMIP, PKU, OSPKE, shadow stacks, LA57.
+        hidden(7, 2, &[2, 3, 4, 7, 16]);
+        // Indirect branch tracking.
+        hidden(7, 3, &[20]);
+        // SVM, CR8.
+        hidden(0x8000_0001, 2, &[2, 4]);
+        // What AMD repeats (its bit 11 is SYSCALL), 1 GiB pages.
+        hidden(0x8000_0001, 3, &[1, 2, 3, 7, 12, 13, 14, 17, 26]);
+        let shown = |leaf, number: usize, numbers: &[u32]| {
+            assert_eq!(register(leaf, number) & bits(numbers), bits(numbers), "leaf {leaf:#x} register {number}");
+        };
+        // SSE3, CX16, XSAVE, AVX.
+        shown(1, 2, &[0, 13, 26, 28]);
+        // FPU, TSC, MSR, PAE, CX8, CMOV, PAT, FXSR, SSE, SSE2: what Linux cannot do without.
+        shown(1, 3, &[0, 4, 5, 6, 8, 15, 16, 24, 25, 26]);
+        // SYSCALL, NX, RDTSCP, LM.
+        shown(0x8000_0001, 3, &[11, 20, 27, 29]);
+        // The counter's rate is constant.
+        shown(0x8000_0007, 3, &[8]);
+        assert_eq!(table.efer(), Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE);
+        // TSD, PAE, PCE, OSFXSR, OSXMMEXCPT, OSXSAVE.
+        assert_eq!(table.cr4(), u64::from(bits(&[2, 5, 8, 9, 10, 18])));
+        assert_eq!(table.xcr0().bits(), 0xe7, "without protection keys");
+        let on = Dynamic { cr4: 1 << 18 | 1 << 22, ..RESET };
+        assert_eq!(table.lookup(1, 0, &on)[2] ^ register(1, 2), 1 << 27, "OSXSAVE follows CR4");
+    }
+}
+
+#[test]
+fn test_paravirtual_guests_on_intel_find_their_frequency() {
+    let table = all_features_paravirtual_intel();
+    let frequencies = [2_500, 2_500, 0, 0];
+    assert_eq!(table.lookup(0, 0, &RESET)[0], 0x16);
+    for leaf in 0xe..0x16 {
+        assert_eq!(table.lookup(leaf, 0, &RESET), [0; 4], "leaf {leaf:#x}");
+    }
+    for leaf in [0x16, 0x17, 0x8000_0009, u32::MAX] {
+        assert_eq!(table.lookup(leaf, 0, &RESET), frequencies, "leaf {leaf:#x}");
+    }
+    let amd = all_features_paravirtual();
+    assert_eq!((amd.lookup(0, 0, &RESET)[0], amd.lookup(0x16, 0, &RESET)), (0xd, [0; 4]));
+}
+
+#[test]
 fn dynamic_bits_follow_the_vcpu() {
     let table = all_features();
     let on = Dynamic { cr4: 1 << 18 | 1 << 22, xcr0: 0x7, apic_id: 2 };
@@ -208,7 +292,7 @@ fn without_the_state_the_features_are_gone() {
 #[test]
 fn this_machine_gives_a_table() {
     let host_xcr0 = 0x2e7;
-    let table = CpuidTable::new(__cpuid_count, &CpuidConfig { vcpus: 1, tsc_khz: 1, xcr0: host_xcr0 });
+    let table = CpuidTable::new(__cpuid_count, &CpuidConfig { vcpus: 1, xcr0: host_xcr0, ..CONFIG });
     let host = __cpuid_count(1, 0);
     let [eax, _, ecx, edx] = table.lookup(1, 0, &RESET);
     assert_eq!(eax, host.eax);
@@ -231,13 +315,14 @@ proptest! {
         words in proptest::collection::vec(any::<[u32; 4]>(), 1..64),
         vcpus: u32,
         xcr0: u64,
+        paravirtual: bool,
         leaves in proptest::collection::vec((any::<u32>(), any::<u32>(), any::<u64>(), any::<u64>()), 0..50),
     ) {
         let host = |leaf: u32, subleaf: u32| {
             let index = leaf.wrapping_mul(31).wrapping_add(subleaf) as usize % words.len();
             result(words[index])
         };
-        let table = CpuidTable::new(host, &CpuidConfig { vcpus, tsc_khz: 1, xcr0 });
+        let table = CpuidTable::new(host, &CpuidConfig { vcpus, xcr0, paravirtual, ..CONFIG });
         prop_assert_eq!(table.xcr0().bits() & !(xcr0 | 1), 0);
         for (leaf, subleaf, cr4, xcr0) in leaves {
             let vcpu = Dynamic { cr4, xcr0, apic_id: 1 };

@@ -91,11 +91,18 @@ impl<'a, V: Vcpu, D: DeviceSpace> Bus<'a, V, D> {
         translate(self.vcpu, self.memory, linear, access).map_err(|fault| translation_fault(self.vcpu, linear, fault))
     }
 
-    /// Pointer to the byte of RAM at `gpa`.
-    fn ram(&self, gpa: u64) -> Option<NonNull<u8>> {
+    /// Pointer to the byte of RAM at `gpa`, for writing (be it after reading) or only for reading; `None` where there is no RAM.
+    ///
+    /// # Errors
+    /// [`Outcome::Absent`] where it cannot be written yet.
+    fn ram(&self, gpa: u64, write: bool) -> Step<Option<NonNull<u8>>> {
+        let page = if write { self.memory.page(gpa) } else { self.memory.page_to_read(gpa) };
+        if page.is_none() && self.memory.is_ram(gpa) {
+            return Err(Outcome::Absent(gpa));
+        }
         let offset = (gpa % PAGE_SIZE) as usize;
         // SAFETY: the page has PAGE_SIZE bytes and offset is below that.
-        self.memory.page(gpa).map(|page| unsafe { page.add(offset) })
+        Ok(page.map(|page| unsafe { page.add(offset) }))
     }
 
     /// Finds a memory operand of `size` bytes, for writing (be it after reading) or only for reading.
@@ -103,11 +110,11 @@ impl<'a, V: Vcpu, D: DeviceSpace> Bus<'a, V, D> {
         let in_page = PAGE_SIZE - linear % PAGE_SIZE;
         let gpa = self.translate(linear, write)?;
         if in_page >= u64::from(size) {
-            return Ok(self.ram(gpa).map_or(Place::Device(gpa), Place::Ram));
+            return Ok(self.ram(gpa, write)?.map_or(Place::Device(gpa), Place::Ram));
         }
         self.single_operand = false;
         let next = self.translate(linear.wrapping_add(in_page), write)?;
-        match (self.ram(gpa), self.ram(next), u8::try_from(in_page)) {
+        match (self.ram(gpa, write)?, self.ram(next, write)?, u8::try_from(in_page)) {
             (Some(first), Some(second), Ok(count)) => Ok(Place::Split(first, second, count)),
             _ => Err(self.decoded.unsupported()),
         }

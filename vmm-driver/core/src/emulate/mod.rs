@@ -130,6 +130,8 @@ pub enum Outcome {
     Fault(Exception),
     /// An instruction, or a use of one, that the emulator does not know. Its first bytes.
     Unsupported([u8; 8]),
+    /// The RAM at this guest-physical address has no host memory yet: run the instruction again when it has.
+    Absent(u64),
     /// A page table at this guest-physical address is not in RAM.
     TableOutsideRam(u64),
     /// Code at this guest-physical address is not in RAM.

@@ -170,7 +170,7 @@ pub(super) fn emulate<V: Vcpu, D: DeviceSpace>(
         || access.write != writes
         || address % 4096 != offset
         || offset + u64::from(size) > 4096
-        || memory.page(gpa).is_some()
+        || memory.is_ram(gpa)
     {
         return None;
     }

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use covisor_abi::EngineKind;
@@ -11,6 +12,7 @@ use covisor_abi::EngineStatus;
 use crate::engine::Engine;
 use crate::engine::ExitHandler;
 use crate::engine::Next;
+use crate::engine::VcpuConfig;
 use crate::exit::Exit;
 use crate::host::Host;
 use crate::host::OutOfMemory;
@@ -30,8 +32,24 @@ thread_local! {
     static HOME: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// The engine. It says that it is the first one.
-pub struct MockEngine(ExtendedState);
+/// An engine.
+pub struct Mock<const PARAVIRTUAL: bool, const RAM_ON_DEMAND: bool>(ExtendedState);
+
+/// The one of guests with interrupt controllers. It says that it is the first one.
+pub type MockEngine = Mock<false, false>;
+
+/// The same, with RAM that comes when it is touched.
+pub type MockOnDemandEngine = Mock<false, true>;
+
+/// The one of paravirtual guests.
+pub type MockParavirtualEngine = Mock<true, false>;
+
+/// The calling CPU's number.
+fn here<H: Host>() -> usize {
+    let here = H::preempt_off();
+    H::preempt_on();
+    here
+}
 
 /// A CPU, with its number while the engine is on there.
 #[derive(Debug, Default)]
@@ -39,13 +57,13 @@ pub struct MockCpu {
     number: Option<usize>,
 }
 
-impl fmt::Debug for MockEngine {
+impl<const PARAVIRTUAL: bool, const RAM_ON_DEMAND: bool> fmt::Debug for Mock<PARAVIRTUAL, RAM_ON_DEMAND> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("MockEngine")
+        f.write_str(if PARAVIRTUAL { "MockParavirtualEngine" } else { "MockEngine" })
     }
 }
 
-impl MockEngine {
+impl<const PARAVIRTUAL: bool, const RAM_ON_DEMAND: bool> Mock<PARAVIRTUAL, RAM_ON_DEMAND> {
     /// Sets what the guests of the calling thread do.
     pub fn set_script(script: Script) {
         MockHost::set_signal(false);
@@ -59,13 +77,19 @@ impl MockEngine {
     }
 }
 
-/// A block of guest memory, as [`Engine::vm_map`] gets it: address, host address, order.
-pub type MockMapping = (u64, u64, u32);
+/// Guest memory, as [`Engine::vm_map`] gets it, by address: host address and order of a block.
+pub type MockTables = spin::Mutex<BTreeMap<u64, (u64, u32)>>;
 
-impl Engine for MockEngine {
-    const KIND: EngineKind = EngineKind::Svm;
+impl<const PV: bool, const ON_DEMAND: bool> Engine for Mock<PV, ON_DEMAND> {
+    const KIND: EngineKind = match (PV, ON_DEMAND) {
+        (true, _) => EngineKind::Coop,
+        (false, true) => EngineKind::Vmx,
+        (false, false) => EngineKind::Svm,
+    };
+    const PARAVIRTUAL: bool = PV;
+    const RAM_ON_DEMAND: bool = ON_DEMAND;
     type Cpu = MockCpu;
-    type Vm = Vec<MockMapping>;
+    type Vm = MockTables;
     type Vcpu = TestVcpu;
 
     fn status() -> EngineStatus {
@@ -91,35 +115,43 @@ impl Engine for MockEngine {
     }
 
     unsafe fn cpu_enable<H: Host>(&self, cpu: &mut MockCpu, number: usize) -> Result<(), EngineStatus> {
-        assert_eq!(number, H::cpu(), "it is the calling CPU's number");
+        assert_eq!(number, here::<H>(), "it is the calling CPU's number");
         assert_eq!(cpu.number.replace(number), None, "it was off");
         Ok(())
     }
 
     unsafe fn cpu_disable<H: Host>(&self, cpu: &mut MockCpu) {
-        assert_eq!(cpu.number, Some(H::cpu()), "it was on, and is the calling CPU's");
+        assert_eq!(cpu.number, Some(here::<H>()), "it was on, and is the calling CPU's");
         if HOME.get() == cpu.number.take() {
             HOME.set(None);
         }
     }
 
-    fn vm_new<H: Host>(&self) -> Result<Vec<MockMapping>, OutOfMemory> {
-        Ok(Vec::new())
+    fn vm_new<H: Host>(&self) -> Result<MockTables, OutOfMemory> {
+        Ok(MockTables::default())
     }
 
-    fn vm_drop<H: Host>(&self, _vm: Vec<MockMapping>) {}
+    fn vm_drop<H: Host>(&self, _vm: MockTables) {}
 
-    fn vm_map<H: Host>(&self, vm: &mut Vec<MockMapping>, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
+    fn vm_map<H: Host>(&self, vm: &mut MockTables, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
+        self.vm_map_later::<H>(vm, gpa, phys, order)
+    }
+
+    fn vm_map_later<H: Host>(&self, vm: &MockTables, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
         assert!(
             gpa.is_multiple_of(4096 << order) && phys.is_multiple_of(4096 << order),
             "blocks lie at their multiples"
         );
-        vm.push((gpa, phys, order));
+        vm.lock().insert(gpa, (phys, order));
         Ok(())
     }
 
-    fn vcpu_new<H: Host>(&self, _vm: &Vec<MockMapping>, tsc_offset: u64) -> Result<TestVcpu, OutOfMemory> {
-        let mut vcpu = TestVcpu { tsc_offset, ..TestVcpu::default() };
+    fn vm_unmap(&self, vm: &MockTables, gpa: u64) {
+        vm.lock().retain(|at, _| at >> 21 != gpa >> 21);
+    }
+
+    fn vcpu_new<H: Host>(&self, _vm: &MockTables, config: &VcpuConfig) -> Result<TestVcpu, OutOfMemory> {
+        let mut vcpu = TestVcpu { tsc_offset: config.tsc_offset, ..TestVcpu::default() };
         reset(&mut vcpu);
         Ok(vcpu)
     }
@@ -142,7 +174,7 @@ impl Engine for MockEngine {
     unsafe fn run<X: ExitHandler<Self>>(
         &self,
         cpu: &mut MockCpu,
-        _vm: &Vec<MockMapping>,
+        _vm: &MockTables,
         vcpu: &mut TestVcpu,
         handler: &mut X,
     ) {
@@ -166,68 +198,17 @@ impl Engine for MockEngine {
 
 #[cfg(test)]
 mod tests {
-    use covisor_abi::Call;
     use covisor_abi::ExitReason;
-    use covisor_abi::Handshake;
-    use covisor_abi::MAGIC;
-    use covisor_abi::MemoryAdd;
-    use covisor_abi::Run;
-    use covisor_abi::VERSION;
-    use covisor_abi::VcpuCreate;
-    use covisor_abi::VmCreate;
-    use zerocopy::FromBytes;
-    use zerocopy::Immutable;
-    use zerocopy::IntoBytes;
 
     use super::*;
     use crate::device::CallError;
-    use crate::device::Driver;
-    use crate::device::Handle;
-    use crate::device::entry;
     use crate::exit::PortAccess;
     use crate::registers::SegmentName;
-
-    fn call<T: IntoBytes + FromBytes + Immutable>(
-        handle: &Handle<MockHost>,
-        call: Call,
-        value: T,
-    ) -> Result<T, CallError> {
-        let mut buffer = value.as_bytes().to_vec();
-        handle.call(call, &mut buffer)?;
-        Ok(T::read_from_bytes(&buffer).expect("the structure's size"))
-    }
-
-    /// A machine with one vCPU and 64 KiB of RAM.
-    struct Machine {
-        driver: &'static Driver<MockHost>,
-        handle: Box<Handle<MockHost>>,
-        ram: *mut u8,
-    }
-
-    fn machine() -> Machine {
-        let engine = entry::<MockHost, MockEngine>().expect("there is memory");
-        let driver: &_ = Box::leak(Box::new(Driver::new(vec![engine]).expect("there is memory")));
-        let handle = Handle::new(driver).expect("there is memory");
-        let greeting = Handshake { magic: MAGIC, version: VERSION, ..Handshake::default() };
-        call(&handle, Call::Handshake, greeting).expect("the versions are the same");
-        call(&handle, Call::VmCreate, VmCreate { vcpus: 1, ..VmCreate::default() }).expect("the engine is there");
-        let memory = MemoryAdd { size: 0x1_0000, ..MemoryAdd::default() };
-        let memory = call(&handle, Call::MemoryAdd, memory).expect("there is memory");
-        call(&handle, Call::VcpuCreate, VcpuCreate::default()).expect("it is the first");
-        // The mock host's `map` is an address of this process.
-        let ram = usize::try_from(memory.map).expect("it is an address");
-        Machine { driver, handle, ram: std::ptr::with_exposed_provenance_mut(ram) }
-    }
-
-    /// Runs the vCPU until its script has ended and a signal comes.
-    fn run_to_signal(handle: &Handle<MockHost>) {
-        MockHost::set_signal(false);
-        assert!(matches!(call(handle, Call::Run, Run::default()), Err(CallError::Interrupted)));
-    }
+    use crate::test_support::machine::Machine;
 
     #[test]
     fn a_script_reaches_the_loader() {
-        let Machine { handle, .. } = machine();
+        let machine = Machine::new::<MockEngine>();
         let mut reads = 0;
         MockEngine::set_script(Box::new(move |vcpu| {
             reads += 1;
@@ -244,19 +225,18 @@ mod tests {
                 _ => None,
             }
         }));
-        let run = call(&handle, Call::Run, Run::default()).expect("it runs");
+        let run = machine.run(0).expect("it runs");
         assert_eq!((run.exit, run.address, run.size), (ExitReason::PortRead as u32, 0x60, 1));
         // Only a signal ends the halt.
-        let asleep = call(&handle, Call::Run, Run { data: 0x42, ..Run::default() });
-        assert!(matches!(asleep, Err(CallError::Interrupted)));
+        assert!(matches!(machine.run(0x42), Err(CallError::Interrupted)));
     }
 
     /// Executes `code`, in real mode, which exits as an access to a control or debug register; returns how often the guest
     /// was entered until it is behind that.
     fn entries_for(code: &[u8]) -> usize {
-        let Machine { handle, ram, .. } = machine();
+        let machine = Machine::new::<MockEngine>();
         // SAFETY: guest RAM, which nobody else uses now, has room for an instruction.
-        unsafe { ram.add(0x100).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
+        unsafe { machine.ram.add(0x100).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
         let end = 0x100 + code.len() as u64;
         MockEngine::set_script(Box::new(move |vcpu| {
             if vcpu.rip == end {
@@ -267,35 +247,49 @@ mod tests {
             Some(Exit::DebugRegister)
         }));
         let before = MockEngine::entries();
-        run_to_signal(&handle);
+        machine.run_to_signal();
         MockEngine::entries() - before
     }
 
     #[test]
     fn test_a_vcpu_that_moves_is_given_up_by_the_cpu_that_keeps_it() {
-        let Machine { handle, .. } = machine();
+        let machine = Machine::new::<MockEngine>();
         MockEngine::set_script(Box::new(|_| None));
         let run_on = |cpu| {
             MockHost::move_to(cpu);
-            run_to_signal(&handle);
+            machine.run_to_signal();
             HOME.get()
         };
         // The engine asserts at each entry that no other CPU keeps it.
         assert_eq!([0, 0, 1, 0].map(run_on), [Some(0), Some(0), Some(1), Some(0)]);
-        drop(handle);
+        drop(machine);
         assert_eq!(HOME.get(), None, "and so is one that ends");
     }
 
     #[test]
     fn test_a_vcpu_whose_home_was_switched_off_runs_elsewhere() {
-        let Machine { driver, handle, .. } = machine();
+        let machine = Machine::new::<MockEngine>();
         MockEngine::set_script(Box::new(|_| None));
-        run_to_signal(&handle);
-        driver.power_down();
+        machine.run_to_signal();
+        machine.driver.power_down();
         assert_eq!(HOME.get(), None);
         MockHost::move_to(1);
-        run_to_signal(&handle);
+        machine.run_to_signal();
         assert_eq!(HOME.get(), Some(1));
+    }
+
+    #[test]
+    fn test_a_stop_ends_what_runs_and_lets_nothing_begin() {
+        let machine: &'static Machine = Box::leak(Box::new(Machine::new::<MockEngine>()));
+        MockEngine::set_script(Box::new(|_| {
+            machine.handle.stop();
+            Some(Exit::HostInterrupt)
+        }));
+        let before = MockEngine::entries();
+        assert_eq!(machine.run(0).map(|run| run.exit), Ok(ExitReason::Interrupted as u32));
+        assert_eq!(MockEngine::entries() - before, 1);
+        assert_eq!(machine.run(0).map(|run| run.exit), Err(CallError::Interrupted));
+        assert_eq!(MockEngine::entries() - before, 1, "it was not entered again");
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl TestGuest {
 
     fn new() -> Self {
         let memory = Memory::default();
-        memory.add::<MockHost>(0, Self::RAM).expect("a test has memory");
+        memory.add::<MockHost>(0, Self::RAM, true).expect("a test has memory");
         let mut vcpu = TestVcpu { rflags: 2, ..TestVcpu::default() };
         for segment in &mut vcpu.segments {
             *segment = Segment { base: 0, limit: 0xffff, selector: 0, attributes: 0x93 };

@@ -14,18 +14,40 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use crate::host::Block;
+use crate::host::CpuFunction;
+use crate::host::Cpus;
 use crate::host::Host;
 use crate::host::Interrupted;
+use crate::host::Machine;
 use crate::host::OutOfMemory;
+use crate::host::Stay;
 use crate::host::TimerCallback;
+use crate::vcpu::Shared;
 
 /// The host.
 #[derive(Debug)]
 pub struct MockHost;
 
-/// Where a test's vCPU thread would sleep.
+/// Where a test's vCPU thread would sleep: how often it was woken.
 #[derive(Debug, Default)]
-pub struct MockWaker;
+pub struct MockWaker(AtomicU64);
+
+impl Drop for MockWaker {
+    /// A timer may expire until it is dropped, and what its callback is given has this waker.
+    fn drop(&mut self) {
+        /// What owns a waker and a timer.
+        const OWNERS_SIZE: usize = size_of::<Shared<MockHost>>();
+        let place = core::ptr::from_ref(self).addr();
+        let timers: Vec<_> = TIMERS.with_borrow(|timers| timers.iter().filter_map(Weak::upgrade).collect());
+        for timer in timers {
+            let owner = timer.callback.argument.addr();
+            assert!(
+                !(owner..owner + OWNERS_SIZE).contains(&place),
+                "a waker goes before the timer that would wake by it"
+            );
+        }
+    }
+}
 
 /// A timer that expires in [`MockHost::advance`].
 #[derive(Debug)]
@@ -49,9 +71,14 @@ thread_local! {
     static CLOCK_NS: Cell<u64> = const { Cell::new(1_000_000_000) };
     static TIMERS: RefCell<Vec<Weak<TimerState>>> = const { RefCell::new(Vec::new()) };
     static SIGNAL: Cell<bool> = const { Cell::new(false) };
+    static NO_MEMORY: Cell<bool> = const { Cell::new(false) };
     static EVENTS: RefCell<HashMap<i64, Arc<AtomicU64>>> = RefCell::default();
     static BLOCKS: Cell<usize> = const { Cell::new(0) };
     static CPU: Cell<usize> = const { Cell::new(0) };
+    static PREEMPT_OFF: Cell<usize> = const { Cell::new(0) };
+    static INTERRUPTS_OFF: Cell<bool> = const { Cell::new(false) };
+    static IN_GUEST: Cell<bool> = const { Cell::new(false) };
+    static BEFORE_PREEMPT_OFF: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
 }
 
 impl MockHost {
@@ -82,6 +109,16 @@ impl MockHost {
         SIGNAL.set(value);
     }
 
+    /// Whether the host has no block left for the calling thread.
+    pub fn set_no_memory(value: bool) {
+        NO_MEMORY.set(value);
+    }
+
+    /// Calls `other` when preemption is next switched off: what another thread does right before.
+    pub fn before_preempt_off(other: impl FnOnce() + 'static) {
+        BEFORE_PREEMPT_OFF.set(Some(Box::new(other)));
+    }
+
     /// How often the event with this handle was signalled, by the calling thread's count.
     #[must_use]
     pub fn signals(handle: i64) -> u64 {
@@ -104,8 +141,14 @@ impl Host for MockHost {
     type Event = Arc<AtomicU64>;
     type Waker = MockWaker;
     type Timer = MockTimer;
+    type Mapping = ();
+
+    const RAM_ON_DEMAND: bool = true;
 
     fn alloc_block(order: u32) -> Option<Block> {
+        if NO_MEMORY.get() {
+            return None;
+        }
         // SAFETY: the layout has a size.
         let virt = NonNull::new(unsafe { alloc_zeroed(layout(order)) })?;
         BLOCKS.set(BLOCKS.get() + 1);
@@ -118,48 +161,63 @@ impl Host for MockHost {
         unsafe { dealloc(block.virt.as_ptr(), layout(block.order)) };
     }
 
-    fn map_to_loader(_gpa: u64, blocks: &[Block]) -> Result<u64, OutOfMemory> {
-        Ok(blocks.first().map_or(0, |block| block.phys))
+    fn physical_address(pointer: *const u8) -> Option<u64> {
+        // As in alloc_block().
+        NonNull::new(pointer.cast_mut()).map(|pointer| pointer.addr().get() as u64)
+    }
+
+    fn map_to_loader(_gpa: u64, blocks: &[Block]) -> Result<(u64, ()), OutOfMemory> {
+        Ok((blocks.first().map_or(0, |block| block.phys), ()))
     }
 
     fn memory_available() -> u64 {
         1 << 30
     }
 
-    fn on_each_cpu(function: fn(*const ()), argument: *const ()) {
-        for cpu in 0..Self::CPUS {
-            Self::on_cpu(cpu, function, argument);
+    fn machine() -> Machine {
+        Machine { cpu_limit: Self::CPUS, tsc_khz: 1_000_000 }
+    }
+
+    fn on_cpus(cpus: Cpus, function: CpuFunction, argument: *const ()) {
+        assert_eq!((PREEMPT_OFF.get(), INTERRUPTS_OFF.get()), (0, false), "the thread can be moved");
+        for cpu in (0..Self::CPUS).filter(|cpu| matches!(cpus, Cpus::Each) || cpus == Cpus::One(*cpu)) {
+            let here = CPU.replace(cpu);
+            function(cpu, argument);
+            CPU.set(here);
         }
     }
-
-    fn on_cpu(cpu: usize, function: fn(*const ()), argument: *const ()) {
-        if cpu >= Self::CPUS {
-            return;
-        }
-        let here = CPU.replace(cpu);
-        function(argument);
-        CPU.set(here);
-    }
-
-    fn cpu_limit() -> usize {
-        Self::CPUS
-    }
-
-    fn cpu() -> usize {
-        CPU.get()
-    }
-
-    fn task_segment_cut() {}
 
     fn set_vmx_enable(_on: bool) {}
 
-    fn preempt_off() {}
+    fn preempt_off() -> usize {
+        if let Some(other) = BEFORE_PREEMPT_OFF.take() {
+            other();
+        }
+        PREEMPT_OFF.set(PREEMPT_OFF.get() + 1);
+        CPU.get()
+    }
 
-    fn preempt_on() {}
+    fn preempt_on() {
+        PREEMPT_OFF.set(PREEMPT_OFF.get().checked_sub(1).expect("it was off"));
+    }
 
-    fn interrupts_off() {}
+    fn interrupts_off() {
+        assert!(PREEMPT_OFF.get() > 0, "preemption is off");
+        assert!(!INTERRUPTS_OFF.replace(true), "they were on");
+    }
 
-    fn interrupts_on() {}
+    fn interrupts_on() {
+        assert!(INTERRUPTS_OFF.replace(false), "they were off");
+        assert!(!IN_GUEST.get(), "the guest was left before");
+    }
+
+    fn in_guest(_stay: Stay, enter: impl FnOnce()) {
+        assert!(INTERRUPTS_OFF.get(), "interrupts are off");
+        assert!(!IN_GUEST.replace(true), "it was not in a guest");
+        enter();
+        assert!(INTERRUPTS_OFF.get(), "interrupts are off");
+        assert!(IN_GUEST.replace(false), "it was in a guest");
+    }
 
     fn must_yield() -> bool {
         SIGNAL.get()
@@ -175,10 +233,6 @@ impl Host for MockHost {
         1_700_000_000_000_000_000 + CLOCK_NS.get()
     }
 
-    fn tsc_khz() -> u32 {
-        1_000_000
-    }
-
     fn event_open(handle: i64) -> Option<Self::Event> {
         (handle >= 0).then(|| EVENTS.with_borrow_mut(|events| Arc::clone(events.entry(handle).or_default())))
     }
@@ -188,7 +242,7 @@ impl Host for MockHost {
     }
 
     fn waker_new() -> Result<Self::Waker, OutOfMemory> {
-        Ok(MockWaker)
+        Ok(MockWaker::default())
     }
 
     /// Tests have no other thread that would wake this one: where nothing is ready, a signal comes.
@@ -196,7 +250,9 @@ impl Host for MockHost {
         if ready() { Ok(()) } else { Err(Interrupted) }
     }
 
-    fn wake(_waker: &Self::Waker) {}
+    fn wake(waker: &Self::Waker) {
+        waker.0.fetch_add(1, Ordering::Relaxed);
+    }
 
     fn timer_new(callback: TimerCallback) -> Result<Self::Timer, OutOfMemory> {
         let state = Arc::new(TimerState { callback, deadline: AtomicU64::new(NEVER) });
@@ -207,11 +263,8 @@ impl Host for MockHost {
         Ok(MockTimer(state))
     }
 
-    fn timer_set(timer: &Self::Timer, delay_ns: u64) {
-        timer.0.deadline.store(CLOCK_NS.get().saturating_add(delay_ns), Ordering::SeqCst);
-    }
-
-    fn timer_cancel(timer: &Self::Timer) {
-        timer.0.deadline.store(NEVER, Ordering::SeqCst);
+    fn timer_set(timer: &Self::Timer, delay_ns: Option<u64>) {
+        let deadline = delay_ns.map_or(NEVER, |delay| CLOCK_NS.get().saturating_add(delay));
+        timer.0.deadline.store(deadline, Ordering::SeqCst);
     }
 }

@@ -5,13 +5,18 @@ mod comparison;
 mod engine;
 mod guest;
 mod host;
+#[cfg(test)]
+pub(crate) mod machine;
 mod native;
-mod vcpu;
 
+pub use crate::test_vcpu::TestVcpu;
 pub use comparison::compare_with_cpu;
+pub use engine::Mock;
 pub use engine::MockCpu;
 pub use engine::MockEngine;
-pub use engine::MockMapping;
+pub use engine::MockOnDemandEngine;
+pub use engine::MockParavirtualEngine;
+pub use engine::MockTables;
 pub use engine::Script;
 pub use guest::TestGuest;
 pub use host::MockHost;
@@ -22,4 +27,3 @@ pub use native::NATIVE_DATA;
 pub use native::NATIVE_DATA_SIZE;
 pub use native::Native;
 pub use native::NativeState;
-pub use vcpu::TestVcpu;

@@ -60,7 +60,7 @@ pub(super) struct Bochs {
 }
 
 impl Bochs {
-    /// Fetches Bochs, if it is not there yet.
+    /// Builds Bochs, if it is not there yet.
     pub(super) fn find(env: &Env) -> Result<Self> {
         Ok(Self { tree: Tree::find(env)?, boot_sector: boot_disk::boot_sector(env)? })
     }
@@ -91,19 +91,15 @@ impl Bochs {
         ];
         let configuration = self.configuration(rig, &files, &ports);
         let configuration = memory_file(configuration.as_bytes()).map_err(start)?;
-        // Debian's Bochs has a debugger, which asks what to do.
-        let go = memory_file(b"c\n").map_err(start)?;
 
         let mut command = self.tree.command();
         command
-            .args(["-q", "-f", &descriptor_path(&configuration), "-rc", &descriptor_path(&go)])
-            // The display is a pseudo-terminal of its own, which nobody looks at.
-            .env("TERM", "vt100")
+            .args(["-q", "-f", &descriptor_path(&configuration)])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         die_with_parent(&mut command);
-        let inherited = files.iter().chain([&console_far, &configuration, &go]).map(AsRawFd::as_raw_fd).collect();
+        let inherited = files.iter().chain([&console_far, &configuration]).map(AsRawFd::as_raw_fd).collect();
         inherit(&mut command, inherited);
         let mut process = Process::start(command, console, rig.show_log).map_err(start)?;
         // The console's end shows that Bochs has ended: it shall have the only one.
@@ -126,9 +122,9 @@ impl Bochs {
     fn configuration(&self, rig: &Rig, files: &[OwnedFd], ports: &[String]) -> String {
         let Rig { cpu, cpus, memory_mib, .. } = rig;
         let mut lines = vec![
-            "plugin_ctrl: speaker=0, gameport=0, parallel=0, biosdev=0, iodebug=0".to_owned(),
+            "plugin_ctrl: speaker=0, parallel=0, biosdev=0".to_owned(),
             "config_interface: textconfig".to_owned(),
-            "display_library: term".to_owned(),
+            "display_library: nogui".to_owned(),
             format!("cpu: model={cpu}, count={cpus}, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0"),
             format!("memory: guest={memory_mib}, host={memory_mib}"),
             format!("romimage: file=\"{}\", options=fastboot", self.tree.bios().display()),

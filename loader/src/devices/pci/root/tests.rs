@@ -11,6 +11,7 @@ use crate::devices::pci::Identity;
 use crate::devices::power::PowerEvent;
 use crate::devices::power::ResetRegister;
 use crate::devices::testing::Interrupts;
+use crate::layout::Model;
 use crate::platform::BusDevice;
 
 /// A function with a port range and a memory range, that remembers where it was told that they are.
@@ -53,8 +54,12 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
+        Self::with_ports(0xc000..0xc400)
+    }
+
+    fn with_ports(window: std::ops::Range<u64>) -> Self {
         let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-        let windows = Windows { ports: 0xc000..0xc400, memory: 0xd000_0000..0xd000_4000 };
+        let windows = Windows { ports: window, memory: 0xd000_0000..0xd000_4000 };
         let root = Arc::new(PciRoot::new(windows, &ports, &memory, Arc::new(Interrupts::default())));
         let power = Arc::new(Mutex::new(Vec::new()));
         let events = Arc::clone(&power);
@@ -81,7 +86,7 @@ impl Machine {
             function: function.clone(),
             ranges: vec![(0, Arc::new(Mutex::new(Range(name)))), (1, Arc::new(Mutex::new(Range(name))))],
         };
-        (self.root.add(|_| made).unwrap(), function)
+        (self.root.add(1..SLOTS, |_| made).unwrap(), function)
     }
 
     fn select(&self, slot: u8, register: u8) {
@@ -156,14 +161,14 @@ fn test_the_bus_and_its_windows_fill_up() {
     config.add_bar(0, BarKind::Ports, 0x100);
     let function =
         || -> Arc<Mutex<dyn PciFunction>> { Arc::new(Mutex::new(Function { config: config.clone(), at: [None; 2] })) };
-    let made = machine.root.add(|_| NewFunction { function: function(), ranges: Vec::new() });
+    let made = machine.root.add(1..SLOTS, |_| NewFunction { function: function(), ranges: Vec::new() });
     assert_eq!(made, Err(PciError::NoRoom { kind: BarKind::Ports, size: 0x100 }));
     for _ in 0..27 {
         let bridge = NewFunction { function: Arc::new(Mutex::new(HostBridge::new())), ranges: Vec::new() };
-        machine.root.add(|_| bridge).unwrap();
+        machine.root.add(1..SLOTS, |_| bridge).unwrap();
     }
     let bridge = NewFunction { function: Arc::new(Mutex::new(HostBridge::new())), ranges: Vec::new() };
-    assert_eq!(machine.root.add(|_| bridge), Err(PciError::NoSlot));
+    assert_eq!(machine.root.add(1..SLOTS, |_| bridge), Err(PciError::NoSlot));
 }
 
 #[test]
@@ -198,6 +203,19 @@ fn test_a_range_outside_its_window_answers_nowhere() {
     // The configuration ports still work, and the range comes back.
     machine.write(slot, 0x10, 0xc200);
     assert_eq!(Machine::name_at(&machine.ports, 0xc200), 0xa);
+}
+
+#[test]
+fn test_a_paravirtual_guest_may_put_a_range_wherever_linux_does() {
+    let (first, count) = Model::Paravirtual.pci_ports();
+    let machine = Machine::with_ports(first.into()..u64::from(first) + u64::from(count));
+    let (slot, _) = machine.add(0xa);
+    machine.write(slot, 4, 1);
+    // The lowest ports and the highest that Linux gives away; not those below, which are devices' of fixed places.
+    for (port, name) in [(0x1000, 0xa), (0xff00, 0xa), (0x0f00, 0xff)] {
+        machine.write(slot, 0x10, port);
+        assert_eq!(Machine::name_at(&machine.ports, port.into()), name, "{port:#x}");
+    }
 }
 
 #[test]
@@ -251,5 +269,28 @@ proptest! {
         }
         // The ports are still where they were.
         prop_assert_eq!(machine.read(0, 8) >> 16, 0x0600);
+    }
+}
+
+#[test]
+fn test_a_function_that_is_taken_leaves_its_ranges_to_the_next() {
+    let machine = Machine::new();
+    let (first, _) = machine.add(1);
+    let (second, function) = machine.add(2);
+    machine.root.write_config(second, 4, &[3, 0]);
+    let at = lock(&function).at;
+    assert!(at[0].is_some() && at[1].is_some());
+    let ports_answer = |address: Option<u64>| address.is_some_and(|address| machine.ports.read(address, &mut [0]));
+    assert!(ports_answer(at[0]));
+    assert!(machine.root.take(second).is_some() && machine.root.take(second).is_none());
+    assert_eq!(lock(&function).at, [None; 2]);
+    assert!(!ports_answer(at[0]));
+    assert!(!machine.root.is_idle(second) && machine.root.is_idle(first));
+    // As often as one likes, though the window has room for four.
+    for _ in 0..10 {
+        let (slot, function) = machine.add(3);
+        machine.root.write_config(slot, 4, &[3, 0]);
+        assert_eq!(lock(&function).at, at);
+        machine.root.take(slot);
     }
 }

@@ -1,46 +1,51 @@
 //! Block device (virtio 1.2, 5.2).
 //!
-//! [`request`] parses and checks a request completely, [`execute`](BlockHandler) then carries it out on a
-//! [`BlockBackend`]; nothing of a request is looked at twice.
+//! [`request`] parses and checks a request completely, [`batch`] puts together what is there at a time, and
+//! [`execute`](BlockHandler) then carries it out on a [`BlockBackend`]; nothing of a request is looked at twice.
 
-mod backend;
-mod file;
+mod batch;
 mod request;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
+use vm_memory::VolatileSlice;
+
+use self::batch::Batch;
 use super::Chain;
 use super::DeviceConfig;
 use super::DeviceKind;
 use super::QueueError;
 use super::QueueHandler;
 use super::Rings;
+use super::Segments;
 use super::VirtQueue;
 use super::VirtioDevice;
 use super::read_bytes;
-use super::reports::Reports;
-use crate::platform::EventFd;
+use crate::devices::reports::Reports;
+use crate::disk::BlockBackend;
+use crate::disk::SECTOR;
+use crate::platform::Event;
 use crate::platform::GuestRam;
+use crate::run::describe;
 
-pub use backend::BlockBackend;
-pub use backend::MemoryBackend;
-pub use file::DiskError;
-pub use file::FileBackend;
 pub use request::Disk;
 pub use request::Operation;
 pub use request::Request;
 pub use request::RequestError;
 pub use request::parse;
 
-/// Bytes of a sector, the unit of everything in the protocol (virtio 1.2, 5.2.4).
-pub const SECTOR: u64 = 512;
+// The unit of everything in the protocol (virtio 1.2, 5.2.4) is a disk's.
+const _: () = assert!(SECTOR == 512);
 
 /// Bytes of the device's id (virtio 1.2, 5.2.6).
 pub const ID_SIZE: usize = 20;
 
-/// Entries of the queue.
+/// Queues. All that is said of a queue is said of each; guests of this version have one CPU, which needs no more.
+const QUEUES: usize = 1;
+/// Entries of a queue.
 const QUEUE_SIZE: u16 = 256;
 /// Most data buffers of a request: a chain without header and status.
 const MOST_SEGMENTS: u32 = 254;
@@ -74,10 +79,10 @@ pub fn device(name: &str, id: &str, backend: Box<dyn BlockBackend>) -> io::Resul
         kind: DeviceKind::Block,
         name: name.to_owned(),
         features,
-        queue_sizes: vec![QUEUE_SIZE],
-        config: Box::new(Config { bytes: config_bytes(&disk) }),
+        queue_sizes: vec![QUEUE_SIZE; QUEUES],
+        config: Box::new(Config { bytes: config_bytes(&disk, backend.discard_alignment()) }),
         handler: Box::new(BlockHandler::new(name, id, backend)),
-        event: Arc::new(EventFd::new(0)?),
+        event: Arc::new(Event::new()?),
     })
 }
 
@@ -88,7 +93,7 @@ struct Config {
     bytes: [u8; CONFIG_SIZE],
 }
 
-fn config_bytes(disk: &Disk) -> [u8; CONFIG_SIZE] {
+fn config_bytes(disk: &Disk, discard_alignment: u32) -> [u8; CONFIG_SIZE] {
     let mut bytes = [0; CONFIG_SIZE];
     let mut set = |offset: usize, value: &[u8]| bytes[offset..offset + value.len()].copy_from_slice(value);
     set(0, &disk.sectors.to_le_bytes());
@@ -98,7 +103,7 @@ fn config_bytes(disk: &Disk) -> [u8; CONFIG_SIZE] {
     // Discard: sectors, ranges, alignment; then write zeroes: sectors, ranges, and that it may give storage back.
     set(36, &MOST_ZEROED.to_le_bytes());
     set(40, &1_u32.to_le_bytes());
-    set(44, &1_u32.to_le_bytes());
+    set(44, &discard_alignment.to_le_bytes());
     set(48, &MOST_ZEROED.to_le_bytes());
     set(52, &1_u32.to_le_bytes());
     set(56, &[1]);
@@ -121,8 +126,35 @@ pub struct BlockHandler {
     id: [u8; ID_SIZE],
     /// The driver does not flush, so every write must last when it is done (virtio 1.2, 5.2.6.2).
     write_through: bool,
-    chain: Chain,
+    batch: Batch,
+    messages: Messages,
+}
+
+/// How long a host's disk has to have had room until it is told again that it is full.
+const FULL_AGAIN: Duration = Duration::from_secs(60);
+
+/// What the user hears of errors of the host's.
+struct Messages {
     reports: Reports,
+    /// When the host had no room last, which the user knows.
+    full: Option<Instant>,
+}
+
+impl Messages {
+    /// An operation failed.
+    fn failed(&mut self, operation: &Operation, error: &io::Error) {
+        if !matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            self.reports.warn(&format_args!("{operation} failed on the host: {}", describe(error)));
+            return;
+        }
+        let now = Instant::now();
+        // A guest that tries again is no news.
+        if self.full.replace(now).is_none_or(|last| now - last > FULL_AGAIN) {
+            self.reports.warn(&format_args!(
+                "the host's disk is full ({operation} failed); the guest gets I/O errors until there is room"
+            ));
+        }
+    }
 }
 
 impl BlockHandler {
@@ -133,7 +165,8 @@ impl BlockHandler {
         for (to, from) in bytes.iter_mut().zip(id.bytes()) {
             *to = from;
         }
-        Self { backend, id: bytes, write_through: true, chain: Chain::default(), reports: Reports::new(name) }
+        let messages = Messages { reports: Reports::new(name), full: None };
+        Self { backend, id: bytes, write_through: true, batch: Batch::default(), messages }
     }
 
     /// Serves all requests of `queue`.
@@ -142,28 +175,34 @@ impl BlockHandler {
     ///
     /// The driver broke the queue.
     pub fn serve(&mut self, queue: &mut VirtQueue) -> Result<(), QueueError> {
-        let Self { backend, id, write_through, chain, reports } = self;
+        let Self { backend, id, write_through, batch, messages } = self;
         let disk = Disk { sectors: backend.sectors(), read_only: backend.is_read_only() };
-        let index = queue.index();
-        queue.serve(chain, |chain, memory| {
-            let head = chain.head;
-            let request = parse(chain, memory, &disk).ok_or(QueueError::NoStatus { queue: index, head })?;
-            let (status, written) = match &request.operation {
-                Ok(operation) => match execute(operation, chain, memory, backend.as_mut(), id, *write_through) {
-                    Ok(written) => (Status::Ok, written),
-                    Err(error) => {
-                        reports.warn(&format_args!("{operation:?} failed on the host: {error}"));
-                        (Status::IoError, 0)
-                    }
-                },
-                Err(error) => {
-                    log::debug!("{}: refused a request: {error}", reports.name());
-                    (error.status(), 0)
+        let name = messages.reports.name().to_owned();
+        loop {
+            queue.disarm()?;
+            loop {
+                let (some, broken) = batch.take(queue, &disk);
+                if some {
+                    let execute = |operation: &Operation, chains: &[&Chain], memory: &GuestRam| {
+                        let result = execute(operation, chains, memory, backend.as_mut(), id, *write_through);
+                        // What failed together is tried again, each for itself.
+                        result.inspect_err(|error| {
+                            if chains.len() == 1 {
+                                messages.failed(operation, error);
+                            }
+                        })
+                    };
+                    batch.carry_out(queue, execute, |error| log::debug!("{name}: refused a request: {error}"))?;
                 }
-            };
-            answer(memory, request.status, status, index)?;
-            Ok(written + 1)
-        })
+                broken?;
+                if !some {
+                    break;
+                }
+            }
+            if !queue.arm()? {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -179,8 +218,10 @@ impl QueueHandler for BlockHandler {
     }
 
     fn process(&mut self, rings: &mut Rings) -> Result<Option<Duration>, QueueError> {
-        if let Some(queue) = rings.get(0) {
-            self.serve(queue)?;
+        for index in 0..QUEUES {
+            if let Some(queue) = rings.get(index) {
+                self.serve(queue)?;
+            }
         }
         Ok(None)
     }
@@ -198,21 +239,14 @@ pub enum Status {
     Unsupported = 2,
 }
 
-fn answer(memory: &GuestRam, address: u64, status: Status, queue: u16) -> Result<(), QueueError> {
-    use vm_memory::Bytes;
-    memory
-        .write_obj(status as u8, vm_memory::GuestAddress(address))
-        .map_err(|error| QueueError::Ring { queue, error: virtio_queue::Error::GuestMemory(error) })
-}
-
 fn memory_error(error: vm_memory::GuestMemoryError) -> io::Error {
     io::Error::other(error)
 }
 
-/// Carries out `operation`, whose data buffers are what is left in `chain`. Gives the bytes written to them.
+/// Carries out `operation`, whose data buffers are what is left in `chains`. Gives the bytes written to them.
 fn execute(
     operation: &Operation,
-    chain: &Chain,
+    chains: &[&Chain],
     memory: &GuestRam,
     backend: &mut dyn BlockBackend,
     id: &[u8; ID_SIZE],
@@ -220,16 +254,17 @@ fn execute(
 ) -> io::Result<u32> {
     match *operation {
         Operation::Read { offset, length } => {
-            backend.read_at(offset, &chain.writable.slices(memory).map_err(memory_error)?)?;
+            backend.read_at(offset, &slices(chains.iter().map(|chain| &chain.writable), memory)?)?;
             return Ok(length);
         }
         Operation::GetId => {
-            let written = chain.writable.write(memory, id).map_err(memory_error)?;
+            let written =
+                chains.first().map_or(Ok(0), |chain| chain.writable.write(memory, id)).map_err(memory_error)?;
             return Ok(u32::try_from(written).unwrap_or(0));
         }
         Operation::Flush => return backend.flush().map(|()| 0),
         Operation::Write { offset, .. } => {
-            backend.write_at(offset, &chain.readable.slices(memory).map_err(memory_error)?)?;
+            backend.write_at(offset, &slices(chains.iter().map(|chain| &chain.readable), memory)?)?;
         }
         Operation::Discard { offset, length } => backend.discard(offset, length)?,
         Operation::WriteZeroes { offset, length, unmap } => backend.write_zeroes(offset, length, unmap)?,
@@ -238,6 +273,15 @@ fn execute(
         backend.flush()?;
     }
     Ok(0)
+}
+
+/// Buffers of several requests, one behind the other.
+fn slices<'a>(segments: impl Iterator<Item = &'a Segments>, memory: &GuestRam) -> io::Result<Vec<VolatileSlice<'_>>> {
+    let mut slices = Vec::new();
+    for segments in segments {
+        slices.extend(segments.slices(memory).map_err(memory_error)?);
+    }
+    Ok(slices)
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! Requests (virtio 1.2, 5.2.6): parsed from a chain that is already copied and checked, against the disk's size.
 
+use std::fmt;
+
 use thiserror::Error;
 
 use super::ID_SIZE;
 use super::LARGEST_SEGMENT;
 use super::MOST_SEGMENTS;
 use super::MOST_ZEROED;
-use super::SECTOR;
 use super::Status;
 use crate::devices::virtio::Chain;
+use crate::disk::SECTOR;
 use crate::platform::GuestRam;
 
 /// Bytes of a request's header: type, reserved, sector.
@@ -91,6 +93,19 @@ pub enum Operation {
         /// Its storage may be given back.
         unmap: bool,
     },
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read { offset, length } => write!(formatter, "reading {length} bytes at {offset}"),
+            Self::Write { offset, length } => write!(formatter, "writing {length} bytes at {offset}"),
+            Self::Flush => formatter.write_str("a flush"),
+            Self::GetId => formatter.write_str("telling the id"),
+            Self::Discard { offset, length } => write!(formatter, "discarding {length} bytes at {offset}"),
+            Self::WriteZeroes { offset, length, .. } => write!(formatter, "zeroing {length} bytes at {offset}"),
+        }
+    }
 }
 
 /// Why a request is refused; its driver is told by the status byte, and the device goes on.

@@ -6,6 +6,7 @@ use super::*;
 use crate::devices::virtio::testing::Buffer;
 use crate::devices::virtio::testing::RAM;
 use crate::devices::virtio::testing::TestQueue;
+use crate::disk::MemoryBackend;
 
 const SECTORS: u64 = 64;
 const HEADER: u64 = 0x8000;
@@ -110,6 +111,7 @@ fn test_flush_id_and_unknown_types() {
 
 #[test]
 fn test_writes_last_at_once_for_drivers_that_do_not_flush() {
+    #[derive(Debug)]
     struct Counting(MemoryBackend, Arc<std::sync::atomic::AtomicUsize>);
     impl BlockBackend for Counting {
         fn sectors(&self) -> u64 {
@@ -286,6 +288,7 @@ fn test_the_guest_learns_the_disks_shape() {
 }
 
 /// A disk that refuses ranges outside itself; none may be asked for.
+#[derive(Debug)]
 struct Strict(MemoryBackend);
 
 impl BlockBackend for Strict {

@@ -32,7 +32,7 @@ use super::read_bytes;
 use crate::devices::pipe;
 use crate::devices::pipe::HostInput;
 use crate::devices::pipe::HostOutput;
-use crate::platform::EventFd;
+use crate::platform::Event;
 use crate::platform::lock;
 
 /// Entries of each queue.
@@ -67,7 +67,7 @@ pub struct ConsoleHandle {
 #[derive(Clone)]
 pub struct ConsoleSize {
     shared: Arc<SharedSize>,
-    event: Arc<EventFd>,
+    event: Arc<Event>,
 }
 
 #[derive(Default)]
@@ -85,8 +85,7 @@ impl ConsoleSize {
         self.shared.size.store(u32::from(columns) | u32::from(rows) << 16, Ordering::SeqCst);
         self.shared.generation.fetch_add(1, Ordering::SeqCst);
         self.shared.changed.store(true, Ordering::SeqCst);
-        // An event's count cannot come near its limit, which alone makes this fail.
-        _ = self.event.write(1);
+        self.event.signal();
     }
 }
 
@@ -145,7 +144,7 @@ impl PortState {
 ///
 /// The system has no event left.
 pub fn console(name: &str) -> io::Result<(VirtioDevice, ConsoleHandle)> {
-    let event = Arc::new(EventFd::new(0)?);
+    let event = Arc::new(Event::new()?);
     let (port, input, output) = port(&event);
     let shared = Arc::new(SharedSize::default());
     let config = Config { size: Some(Arc::clone(&shared)) };
@@ -161,7 +160,7 @@ pub fn console(name: &str) -> io::Result<(VirtioDevice, ConsoleHandle)> {
 ///
 /// The system has no event left.
 pub fn named_port(name: &str, port_name: &str) -> io::Result<(VirtioDevice, PortHandle)> {
-    let event = Arc::new(EventFd::new(0)?);
+    let event = Arc::new(Event::new()?);
     let (port, input, output) = port(&event);
     let state = PortState::default();
     let control = Some(Control::new(port_name, state.clone()));
@@ -170,10 +169,9 @@ pub fn named_port(name: &str, port_name: &str) -> io::Result<(VirtioDevice, Port
     Ok((device, PortHandle { input, output, state }))
 }
 
-fn port(event: &Arc<EventFd>) -> (Port, HostOutput, HostInput) {
+fn port(event: &Arc<Event>) -> (Port, HostOutput, HostInput) {
     let event = Arc::clone(event);
-    // An event's count cannot come near its limit, which alone makes this fail.
-    let wake: pipe::Wake = Arc::new(move || _ = event.write(1));
+    let wake: pipe::Wake = Arc::new(move || event.signal());
     let (to_host, output) = pipe::to_host(CAPACITY, Arc::clone(&wake));
     let (input, from_host) = pipe::to_device(CAPACITY, wake);
     (Port::new(to_host, from_host), input, output)
@@ -185,7 +183,7 @@ fn device(
     queues: usize,
     config: Config,
     handler: ConsoleHandler,
-    event: Arc<EventFd>,
+    event: Arc<Event>,
 ) -> VirtioDevice {
     VirtioDevice {
         kind: DeviceKind::Console,

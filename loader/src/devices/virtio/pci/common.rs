@@ -126,6 +126,11 @@ impl CommonConfig {
         self.status.contains(Status::DRIVER_OK)
     }
 
+    /// Whether a driver uses the device. Linux acknowledges one once more when its driver has let it go.
+    pub(super) fn has_driver(&self) -> bool {
+        self.status.contains(Status::DRIVER)
+    }
+
     /// The device cannot go on until it is reset.
     pub(super) fn set_needs_reset(&mut self) {
         self.status |= Status::NEEDS_RESET;

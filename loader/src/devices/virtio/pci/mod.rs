@@ -27,7 +27,6 @@ use super::Rings;
 use super::VirtQueue;
 use super::VirtioDevice;
 use super::feature;
-use super::reports::Reports;
 use super::worker::Breakdown;
 use super::worker::Worker;
 use crate::devices::pci::BarKind;
@@ -43,9 +42,10 @@ use crate::devices::pci::PciFunction;
 use crate::devices::pci::PciRoot;
 use crate::devices::pci::add_msix_capability;
 use crate::devices::pci::msix_control;
+use crate::devices::reports::Reports;
 use crate::platform::BusDevice;
 use crate::platform::Doorbells;
-use crate::platform::EventFd;
+use crate::platform::Event;
 use crate::platform::GuestRam;
 use crate::platform::SharedDevice;
 
@@ -129,7 +129,7 @@ pub struct VirtioPci {
     handler: Handler,
     /// The driver has asked for a reset, and the worker has not stopped yet.
     resetting: bool,
-    event: Arc<EventFd>,
+    event: Arc<Event>,
     gate: Arc<Gate>,
     health: Arc<Health>,
     interrupt: Arc<Interrupt>,
@@ -142,13 +142,18 @@ pub struct VirtioPci {
 }
 
 impl VirtioPci {
-    /// Puts `device` on the bus, and gives its slot.
+    /// Puts `device` on the bus, into the first free one of `slots`, and gives its slot.
     ///
     /// # Errors
     ///
-    /// The bus or its windows are full.
-    pub fn attach(root: &PciRoot, device: VirtioDevice, resources: &VirtioResources) -> Result<u8, PciError> {
-        root.add(|pin| Self::function(device, resources, pin))
+    /// These slots, or the windows of the bus, are full.
+    pub fn attach(
+        root: &PciRoot,
+        slots: impl IntoIterator<Item = u8>,
+        device: VirtioDevice,
+        resources: &VirtioResources,
+    ) -> Result<u8, PciError> {
+        root.add(slots, |pin| Self::function(device, resources, pin))
     }
 
     fn function(device: VirtioDevice, resources: &VirtioResources, pin: IntxPin) -> NewFunction {
@@ -339,9 +344,9 @@ impl VirtioPci {
                     }
                 }
             }
-            // A queue's notification that no doorbell caught. An event's count cannot come near its limit, which alone
-            // makes this fail.
-            layout::NOTIFY.. => _ = self.event.write(1),
+            layout::DEVICE..layout::NOTIFY => self.device.write(usize::from(offset - layout::DEVICE), data),
+            // A queue's notification that no doorbell caught.
+            layout::NOTIFY.. => self.event.signal(),
             _ => {}
         }
     }
@@ -374,12 +379,17 @@ impl VirtioPci {
         self.gate.set_bus_master(bus_master);
         if bus_master {
             // For what waited for it.
-            _ = self.event.write(1);
+            self.event.signal();
         }
     }
 }
 
 impl PciFunction for VirtioPci {
+    fn is_idle(&self) -> bool {
+        // A reset that is not over yet may still write.
+        !self.resetting && !matches!(self.handler, Handler::Running(_)) && !self.common.has_driver()
+    }
+
     fn config(&self) -> &ConfigSpace {
         &self.config
     }

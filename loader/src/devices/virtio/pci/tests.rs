@@ -17,12 +17,12 @@ use crate::devices::testing::Bells;
 use crate::devices::testing::Interrupts;
 use crate::devices::virtio::QueueLayout;
 use crate::devices::virtio::block;
-use crate::devices::virtio::block::BlockBackend;
-use crate::devices::virtio::block::MemoryBackend;
 use crate::devices::virtio::console;
 use crate::devices::virtio::testing::Buffer;
 use crate::devices::virtio::testing::TestQueue;
 use crate::devices::virtio::testing::ram;
+use crate::disk::BlockBackend;
+use crate::disk::MemoryBackend;
 use crate::platform::Bus;
 use crate::platform::lock;
 
@@ -65,7 +65,7 @@ impl Machine {
 
     fn attach(&self, device: VirtioDevice, msix: bool) -> u8 {
         let resources = VirtioResources { memory: Arc::clone(&self.ram), doorbells: self.bells.clone(), msix };
-        let slot = VirtioPci::attach(&self.root, device, &resources).unwrap();
+        let slot = VirtioPci::attach(&self.root, 1..32, device, &resources).unwrap();
         // Ports, memory, bus mastering.
         self.write_config(slot, 4, &[7, 0]);
         slot
@@ -472,6 +472,7 @@ fn test_attack_7_negotiation_out_of_order() {
 }
 
 /// A disk that takes its time: reads wait until they may go on.
+#[derive(Debug)]
 struct Slow(MemoryBackend, Arc<(Mutex<bool>, Condvar)>);
 
 impl BlockBackend for Slow {
