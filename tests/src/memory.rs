@@ -12,6 +12,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario::new("memory/what-a-guest-frees-comes-back", |env, kind| {
         on_own_host(env, kind, |rig| Ok(rig.memory_mib(2048)), what_a_guest_frees_comes_back)
     }),
+    Scenario::new("memory/the-host-has-none-left", |env, kind| {
+        on_own_host(env, kind, |rig| Ok(rig.memory_mib(640)), the_host_has_none_left)
+    }),
     Scenario::new("memory/ten-idle-debians", |env, kind| {
         let rig = |rig| Ok(debian_rig(rig, &images::debian(env)?, "6.1.", "-cloud-amd64")?.memory_mib(4096));
         on_own_host(env, kind, rig, ten_idle_debians)
@@ -71,6 +74,32 @@ fn what_a_guest_frees_comes_back(host: &mut Host) -> Checked {
         told(&outcome)
     );
     println!("{}", text.lines().find(|line| line.starts_with("idle")).unwrap_or_default());
+    Ok(())
+}
+
+/// Two guests that begin to use memory when the host has none left: one by its own programs, and one by what its disk brings. Each ends
+/// with the reason, and the host's programs live.
+fn the_host_has_none_left(host: &mut Host) -> Checked {
+    let outcome = host.sh(&format!(
+        r#"{FUNCTIONS}
+        truncate -s 400M /tmp/disk
+        mkdir /tmp/hog && mount -t tmpfs -o size=600m none /tmp/hog
+        attempt() {{
+            ./covisor {MINI} --mem 300 --disk /tmp/disk --name short </dev/null >/tmp/out 2>/tmp/errors & pid=$!
+            until_that './covisor exec short true 2>/dev/null'
+            sleep 600 & bystander=$!
+            while [ $(free) -gt 40 ]; do head -c 4M /dev/zero >>/tmp/hog/all || exit 41; done
+            ./covisor exec short "$1" >/tmp/exec 2>&1
+            wait $pid; echo "status $?"
+            rm /tmp/hog/all
+            kill $bystander || exit 42
+            grep -c 'the host has no memory left for RAM that the guest has begun to use' /tmp/errors || {{ cat /tmp/errors /tmp/exec; free; exit 43; }}
+        }}
+        attempt 'mount -t tmpfs -o size=280m none /mnt; cat /dev/zero >/mnt/a; sleep 60'
+        attempt 'cat /dev/vda >/dev/null; sleep 60'
+        "#
+    ))?;
+    ensure!(outcome.status == 0 && outcome.stdout_text() == "status 3\n1\nstatus 3\n1\n", "{}", told(&outcome));
     Ok(())
 }
 

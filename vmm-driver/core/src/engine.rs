@@ -118,7 +118,7 @@ pub trait Engine: Sized + Send + Sync + 'static {
     /// [`OutOfMemory`].
     fn vm_map<H: Host>(&self, vm: &mut Self::Vm, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory>;
 
-    /// [`Engine::vm_map`] when vCPUs may run. No two calls of this and of [`Engine::vm_unmap`] come at the same time for a VM.
+    /// [`Engine::vm_map`] when vCPUs may run, and what is there may be mapped already, to the same. No two calls of this and of [`Engine::vm_unmap`] come at the same time for a VM.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -126,7 +126,8 @@ pub trait Engine: Sized + Send + Sync + 'static {
         Err(OutOfMemory)
     }
 
-    /// Unmaps the aligned 2 MiB at `gpa`. No vCPU runs, and each forgets what it knows of them
+    /// Unmaps the aligned 2 MiB that `gpa` is in, also what is another region's there: that is mapped again when the guest touches
+    /// it. No vCPU runs, and each forgets what it knows of them
     /// ([`Vcpu::forget_memory`]) before it runs again.
     fn vm_unmap(&self, _vm: &Self::Vm, _gpa: u64) {}
 

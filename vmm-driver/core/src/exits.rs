@@ -343,7 +343,7 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
     fn write_msr(&mut self, vcpu: &mut E::Vcpu) -> Next {
         #[expect(clippy::cast_possible_truncation, reason = "WRMSR takes ECX")]
         let (index, value) = (vcpu.gprs().rcx as u32, vcpu.gprs().edx_eax());
-        if E::RAM_ON_DEMAND
+        if Vm::<H, E>::RAM_ON_DEMAND
             && let Some(gpa) = msr::absent_memory(&self.vm.memory, index, value)
         {
             return self.populate(gpa);
@@ -461,7 +461,7 @@ impl<'a, H: Host, E: Engine> Handler<'a, H, E> {
     // Device memory.
 
     fn memory(&mut self, vcpu: &mut E::Vcpu, access: MemoryAccess) -> Next {
-        if E::RAM_ON_DEMAND && self.vm.memory.is_ram(access.gpa) {
+        if Vm::<H, E>::RAM_ON_DEMAND && self.vm.memory.is_ram(access.gpa) {
             return self.populate(access.gpa);
         }
         if access.page_walk {

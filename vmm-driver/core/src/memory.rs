@@ -191,23 +191,25 @@ impl Memory {
         Ok(())
     }
 
-    /// Gives the host memory back of the chunks that lie wholly in a range. `unmap` is called with the address and the size of
-    /// each before that, and keeps CPUs from using it. No vCPU of the VM runs, and nobody holds a page that was looked up.
-    /// Returns how many bytes went.
-    pub fn discard<H: Host>(&self, gpa: u64, size: u64, mut unmap: impl FnMut(u64, u64)) -> u64 {
-        let Some((region, first)) = self.find(gpa) else { return 0 };
-        let end = first.saturating_add(size).min(region.size);
+    /// Gives the host memory back of the chunks that lie wholly in a range; what is no RAM there is left out. `unmap` is called with
+    /// the address of each before that, and keeps CPUs from using it. No vCPU of the VM runs, and nobody holds a page that was
+    /// looked up. Returns how many bytes went.
+    pub fn discard<H: Host>(&self, gpa: u64, size: u64, mut unmap: impl FnMut(u64)) -> u64 {
+        let end = gpa.saturating_add(size);
         let mut freed = 0;
-        for chunk in region.chunk_of(first)..region.chunks.len() {
-            let range = region.range(chunk);
-            if range.end > end {
-                break;
+        for region in self.regions() {
+            let first = gpa.saturating_sub(region.gpa);
+            let last = end.saturating_sub(region.gpa).min(region.size);
+            if first >= last {
+                continue;
             }
-            if range.start >= first && !region.is_absent(chunk) {
-                let bytes = range.end - range.start;
-                unmap(region.gpa + range.start, bytes);
-                region.free::<H>(chunk);
-                freed += bytes;
+            for chunk in region.chunk_of(first)..=region.chunk_of(last - 1) {
+                let range = region.range(chunk);
+                if range.start >= first && range.end <= last && !region.is_absent(chunk) {
+                    unmap(region.gpa + range.start);
+                    region.free::<H>(chunk);
+                    freed += range.end - range.start;
+                }
             }
         }
         self.allocated.fetch_sub(freed, Ordering::Relaxed);

@@ -60,16 +60,31 @@ fn test_only_whole_chunks_of_a_range_are_discarded() {
         memory.add::<MockHost>(0, 4 * CHUNK, true).unwrap();
         assert!(memory.write(CHUNK, &[7]));
         let mut unmapped = Vec::new();
-        let mut discard = |gpa, size| memory.discard::<MockHost>(gpa, size, |gpa, size| unmapped.push((gpa, size)));
+        let mut discard = |gpa, size| memory.discard::<MockHost>(gpa, size, |gpa| unmapped.push(gpa));
         assert_eq!(discard(0x1000, CHUNK), 0);
         assert_eq!(discard(0x1000, 3 * CHUNK), 2 * CHUNK);
         assert_eq!(discard(0, 3 * CHUNK), CHUNK, "what is absent goes once");
         assert_eq!(discard(4 * CHUNK, CHUNK), 0, "no RAM");
         assert_eq!(discard(3 * CHUNK, u64::MAX), CHUNK, "no more than the region");
-        assert_eq!(unmapped, [CHUNK, 2 * CHUNK, 0, 3 * CHUNK].map(|gpa| (gpa, CHUNK)));
+        assert_eq!(unmapped, [CHUNK, 2 * CHUNK, 0, 3 * CHUNK]);
         assert_eq!(memory.allocated(), 0);
         memory.populate::<MockHost>(CHUNK).unwrap();
         assert_eq!(memory.read_u64(CHUNK), Some(0), "what comes again is zeros");
+    });
+}
+
+#[test]
+fn test_a_range_is_discarded_in_all_regions_that_it_reaches() {
+    with_memory(|memory| {
+        // One that ends within a chunk, one that begins there, and one behind a gap.
+        for (gpa, size) in [(0, CHUNK + 0x1000), (CHUNK + 0x1000, CHUNK), (4 * CHUNK, CHUNK)] {
+            memory.add::<MockHost>(gpa, size, true).unwrap();
+        }
+        let mut unmapped = Vec::new();
+        let freed = memory.discard::<MockHost>(0x1000, 6 * CHUNK, |gpa| unmapped.push(gpa));
+        assert_eq!(unmapped, [CHUNK, CHUNK + 0x1000, 2 * CHUNK, 4 * CHUNK]);
+        assert_eq!((freed, memory.allocated()), (2 * CHUNK + 0x1000, CHUNK));
+        assert_eq!(memory.discard::<MockHost>(2 * CHUNK + 0x1000, 2 * CHUNK, |_| panic!("there is no RAM")), 0);
     });
 }
 

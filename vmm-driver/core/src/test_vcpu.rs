@@ -42,9 +42,13 @@ pub struct TestVcpu {
     /// All that was ever injected, in its order.
     pub injected: Vec<Injection>,
     pub interrupt_window: Option<u8>,
+    pub forgot_memory: bool,
 }
 
 impl Vcpu for TestVcpu {
+    fn forget_memory(&mut self) {
+        self.forgot_memory = true;
+    }
     fn gprs(&self) -> &Gprs {
         &self.gprs
     }

@@ -240,7 +240,7 @@ impl<H: Host, E: Engine> Vm<H, E> {
     }
 
     /// Guest RAM gets its host memory where it is first touched.
-    const RAM_ON_DEMAND: bool = E::RAM_ON_DEMAND && H::RAM_ON_DEMAND;
+    pub(crate) const RAM_ON_DEMAND: bool = E::RAM_ON_DEMAND && H::RAM_ON_DEMAND;
 
     /// Calls `change` while no other thread changes which host memory the guest's RAM has. In thread context.
     fn change_memory<T>(&self, change: impl FnOnce() -> T) -> T {
@@ -272,7 +272,7 @@ impl<H: Host, E: Engine> Vm<H, E> {
             for owned in vcpus {
                 owned.engine.forget_memory();
             }
-            self.memory.discard::<H>(gpa, size, |gpa, _| self.slot.engine().vm_unmap(engine_vm, gpa))
+            self.memory.discard::<H>(gpa, size, |gpa| self.slot.engine().vm_unmap(engine_vm, gpa))
         })
     }
 
@@ -299,8 +299,11 @@ impl<H: Host, E: Engine> VmCalls for Vm<H, E> {
                 // It would come to nothing later, and then without a good word.
                 return Err(CallError::NoMemory);
             }
-            self.memory.add::<H>(request.gpa, request.size, !Self::RAM_ON_DEMAND)?;
-            let blocks = if Self::RAM_ON_DEMAND { Vec::new() } else { self.map_all(vm, request)? };
+            // Who touches the region from the loader meanwhile waits, in a way that lets this thread go on.
+            let blocks = self.change_memory(|| {
+                self.memory.add::<H>(request.gpa, request.size, !Self::RAM_ON_DEMAND)?;
+                if Self::RAM_ON_DEMAND { Ok(Vec::new()) } else { self.map_all(vm, request).map_err(CallError::from) }
+            })?;
             let (map, mapping) = H::map_to_loader(request.gpa, &blocks)?;
             request.map = map;
             request.on_demand = Self::RAM_ON_DEMAND.into();
@@ -504,9 +507,13 @@ impl<H: Host, E: Engine> Drop for Vm<H, E> {
 mod tests {
     use std::cell::Cell;
     use std::rc::Rc;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
 
     use covisor_abi::Call;
     use covisor_abi::ExitReason;
+    use covisor_abi::MemoryAdd;
 
     use super::*;
     use crate::exit::Exit;
@@ -515,6 +522,7 @@ mod tests {
     use crate::test_support::MockEngine;
     use crate::test_support::MockHost;
     use crate::test_support::MockOnDemandEngine;
+    use crate::test_support::MockParavirtualEngine;
     use crate::test_support::machine::Machine;
 
     const TOUCH: Exit = Exit::Memory(MemoryAccess { gpa: 0x3004, write: true, fetch: false, page_walk: false });
@@ -578,6 +586,45 @@ mod tests {
         machine.run_to_signal();
         assert_eq!(answer.get(), Some(Err(CallError::Busy)));
         assert_eq!(allocated(machine), 0x1_0000);
+    }
+
+    #[test]
+    fn test_every_vcpu_forgets_memory_that_goes() {
+        let machine = Machine::with_vcpus::<MockOnDemandEngine>(2);
+        assert!(machine.handle.with_ram_page(0x2000, |_| ()));
+        assert_eq!(discard(&machine, 0, 0x1_0000).map(|done| done.freed), Ok(0x1_0000));
+        for vcpu in 0..2 {
+            let forgot = Rc::new(Cell::new(false));
+            let seen = Rc::clone(&forgot);
+            MockOnDemandEngine::set_script(Box::new(move |vcpu| {
+                seen.set(vcpu.forgot_memory);
+                None
+            }));
+            let run = machine.call(Call::Run, Run { vcpu, ..Run::default() });
+            assert!(matches!(run, Err(CallError::Interrupted)) && forgot.get(), "vCPU {vcpu}");
+        }
+    }
+
+    /// Attack: another thread touches what is just being added, and spins on this CPU while the one that adds it waits for the CPU.
+    #[test]
+    fn test_attack_memory_touched_while_it_is_added() {
+        let machine = Machine::bare::<MockParavirtualEngine>(1);
+        let (handle, (mapping, begin)) = (&machine.handle, mpsc::channel());
+        let (yields, yielded) = mpsc::channel();
+        MockParavirtualEngine::on_map(move || {
+            mapping.send(()).expect("somebody waits for it");
+            yielded.recv_timeout(Duration::from_secs(10)).expect("who waits lets others run");
+        });
+        thread::scope(|scope| {
+            let touches = scope.spawn(move || {
+                begin.recv().expect("it is mapped");
+                MockHost::on_yield(move || yields.send(()).expect("the hook waits"));
+                handle.with_ram_page(0x1000, |_| ())
+            });
+            let memory = MemoryAdd { size: 0x1_0000, ..MemoryAdd::default() };
+            machine.call(Call::MemoryAdd, memory).expect("there is memory");
+            assert!(touches.join().expect("it ends"), "there is RAM");
+        });
     }
 
     #[test]

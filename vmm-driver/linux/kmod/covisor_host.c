@@ -26,11 +26,11 @@
 
 #include "covisor.h"
 
-/* Memory. */
+/* Memory. The caller would rather get an error than have another process killed for it. */
 
 void *covisor_host_allocate(size_t size, bool zeroed)
 {
-	return kvmalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NOWARN | (zeroed ? __GFP_ZERO : 0));
+	return kvmalloc(size, GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN | (zeroed ? __GFP_ZERO : 0));
 }
 
 void covisor_host_deallocate(void *memory)
@@ -39,9 +39,8 @@ void covisor_host_deallocate(void *memory)
 }
 
 /*
- * A large block is a bonus that is not worth any reclaim. Single pages are, but not the death of another process: the
- * caller gets an error instead. A large block is a compound page, so that whoever pins a part of it in user space keeps
- * all of it.
+ * A large block is a bonus that is worth one light try. Single pages are worth more. A large block is a compound page, so that
+ * whoever pins a part of it in user space keeps all of it.
  */
 void *covisor_host_pages_alloc(unsigned int order, u64 *phys)
 {

@@ -14,6 +14,7 @@ use nix::unistd::Whence;
 use nix::unistd::lseek;
 use vm_memory::VolatileSlice;
 
+use super::scarce;
 use crate::disk::Run;
 use crate::sys::transfer::Direction;
 
@@ -192,6 +193,8 @@ pub fn transfer(file: &File, offset: u64, buffers: &[VolatileSlice<'_>], directi
         let Ok(mut moved) = usize::try_from(moved) else {
             match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::Interrupted => continue,
+                // The buffers are guest RAM, so it is not that they are not there.
+                error if error.raw_os_error() == Some(libc::EFAULT) => scarce::none_left(),
                 error => return Err(error),
             }
         };

@@ -12,6 +12,7 @@ pub mod module;
 pub mod process;
 pub mod random;
 pub mod rootfs;
+mod scarce;
 pub mod share;
 pub mod sockets;
 pub mod tap;

@@ -16,6 +16,7 @@ use zerocopy::FromBytes;
 use zerocopy::Immutable;
 use zerocopy::IntoBytes;
 
+use super::scarce;
 use crate::sys::CallRefusal;
 use crate::sys::OpenRefusal;
 use crate::sys::memory::Region;
@@ -111,6 +112,7 @@ impl Transport {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        scarce::mapped(address.cast(), size, gpa.saturating_add(size as u64));
         Region::new(region, GuestAddress(gpa)).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 }

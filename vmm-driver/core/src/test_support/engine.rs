@@ -28,6 +28,7 @@ pub type Script = Box<dyn FnMut(&mut TestVcpu) -> Option<Exit>>;
 thread_local! {
     static SCRIPT: RefCell<Option<Script>> = const { RefCell::new(None) };
     static ENTRIES: Cell<usize> = const { Cell::new(0) };
+    static ON_MAP: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
     /// The CPU that keeps the thread's vCPU.
     static HOME: Cell<Option<usize>> = const { Cell::new(None) };
 }
@@ -68,6 +69,11 @@ impl<const PARAVIRTUAL: bool, const RAM_ON_DEMAND: bool> Mock<PARAVIRTUAL, RAM_O
     pub fn set_script(script: Script) {
         MockHost::set_signal(false);
         SCRIPT.set(Some(script));
+    }
+
+    /// Calls `other` in the middle of the calling thread's next [`Engine::vm_map`].
+    pub fn on_map(other: impl FnOnce() + 'static) {
+        ON_MAP.set(Some(Box::new(other)));
     }
 
     /// How often the calling thread entered a guest from the host.
@@ -134,6 +140,9 @@ impl<const PV: bool, const ON_DEMAND: bool> Engine for Mock<PV, ON_DEMAND> {
     fn vm_drop<H: Host>(&self, _vm: MockTables) {}
 
     fn vm_map<H: Host>(&self, vm: &mut MockTables, gpa: u64, phys: u64, order: u32) -> Result<(), OutOfMemory> {
+        if let Some(other) = ON_MAP.take() {
+            other();
+        }
         self.vm_map_later::<H>(vm, gpa, phys, order)
     }
 

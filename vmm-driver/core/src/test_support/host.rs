@@ -78,6 +78,7 @@ thread_local! {
     static PREEMPT_OFF: Cell<usize> = const { Cell::new(0) };
     static INTERRUPTS_OFF: Cell<bool> = const { Cell::new(false) };
     static IN_GUEST: Cell<bool> = const { Cell::new(false) };
+    static ON_YIELD: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
     static BEFORE_PREEMPT_OFF: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
 }
 
@@ -117,6 +118,11 @@ impl MockHost {
     /// Calls `other` when preemption is next switched off: what another thread does right before.
     pub fn before_preempt_off(other: impl FnOnce() + 'static) {
         BEFORE_PREEMPT_OFF.set(Some(Box::new(other)));
+    }
+
+    /// Calls `other` when the calling thread next yields.
+    pub fn on_yield(other: impl FnOnce() + 'static) {
+        ON_YIELD.set(Some(Box::new(other)));
     }
 
     /// How often the event with this handle was signalled, by the calling thread's count.
@@ -224,6 +230,9 @@ impl Host for MockHost {
     }
 
     fn yield_now() -> Result<(), Interrupted> {
+        if let Some(other) = ON_YIELD.take() {
+            other();
+        }
         if SIGNAL.get() { Err(Interrupted) } else { Ok(()) }
     }
 

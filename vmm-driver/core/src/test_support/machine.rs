@@ -1,4 +1,4 @@
-//! A machine with one vCPU, by the device's calls.
+//! A machine, by the device's calls.
 
 use covisor_abi::Call;
 use covisor_abi::Handshake;
@@ -29,18 +29,31 @@ pub(crate) struct Machine {
 impl Machine {
     /// One that the engine `E` runs.
     pub(crate) fn new<E: Engine>() -> Self {
-        let engine = entry::<MockHost, E>().expect("there is memory");
-        let driver: &_ = Box::leak(Box::new(Driver::new(vec![engine]).expect("there is memory")));
-        let handle = Handle::new(driver).expect("there is memory");
-        let mut machine = Self { driver, handle, ram: std::ptr::null_mut() };
-        machine.greet();
-        machine.call(Call::VmCreate, VmCreate { vcpus: 1, ..VmCreate::default() }).expect("the engine is there");
+        Self::with_vcpus::<E>(1)
+    }
+
+    /// The same with so many vCPUs.
+    pub(crate) fn with_vcpus<E: Engine>(vcpus: u32) -> Self {
+        let mut machine = Self::bare::<E>(vcpus);
         let memory = MemoryAdd { size: 0x1_0000, ..MemoryAdd::default() };
         let memory = machine.call(Call::MemoryAdd, memory).expect("there is memory");
-        machine.call(Call::VcpuCreate, VcpuCreate::default()).expect("it is the first");
+        for vcpu in 0..vcpus {
+            machine.call(Call::VcpuCreate, VcpuCreate { vcpu, ..VcpuCreate::default() }).expect("it is the next");
+        }
         // The mock host's `map` is an address of this process.
         let ram = usize::try_from(memory.map).expect("it is an address");
         machine.ram = std::ptr::with_exposed_provenance_mut(ram);
+        machine
+    }
+
+    /// One without RAM and vCPUs, which may have so many.
+    pub(crate) fn bare<E: Engine>(vcpus: u32) -> Self {
+        let engine = entry::<MockHost, E>().expect("there is memory");
+        let driver: &_ = Box::leak(Box::new(Driver::new(vec![engine]).expect("there is memory")));
+        let handle = Handle::new(driver).expect("there is memory");
+        let machine = Self { driver, handle, ram: std::ptr::null_mut() };
+        machine.greet();
+        machine.call(Call::VmCreate, VmCreate { vcpus, ..VmCreate::default() }).expect("the engine is there");
         machine
     }
 
