@@ -199,7 +199,7 @@ impl Devices {
         resources: &VirtioResources,
         sink: impl MemorySink + 'static,
     ) -> Result<Balloon, RunError> {
-        let (new, balloon) = balloon::device("balloon", Box::new(sink)).map_err(device)?;
+        let (new, balloon) = balloon::device(Box::new(sink)).map_err(device)?;
         self.attach(new, resources)?;
         Ok(balloon)
     }

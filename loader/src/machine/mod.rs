@@ -22,7 +22,9 @@ use crate::devices::pci::EjectSink;
 use crate::devices::pipe::HostInput;
 use crate::devices::pipe::HostOutput;
 use crate::devices::power::PowerSink;
+use crate::devices::reports::Reports;
 use crate::devices::virtio::VirtioResources;
+use crate::devices::virtio::balloon;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::console::ConsoleSize;
 use crate::disk::BlockBackend;
@@ -117,7 +119,8 @@ impl Machine {
         let pause = Arc::<Pause>::default();
         let balloon = on_demand.then(|| {
             let (vm, ram, pause) = (Arc::clone(&vm), Arc::clone(&resources.memory), Arc::clone(&pause));
-            devices.add_balloon(&resources, Reclaim { vm, ram, pause, cpus })
+            let reports = Reports::new(balloon::NAME);
+            devices.add_balloon(&resources, Reclaim { vm, ram, pause, cpus, reports })
         });
         let balloon = balloon.transpose()?;
         let power_button = devices.add_power(&vm, &resources, prepared.model(), power_sink, eject_sink)?;

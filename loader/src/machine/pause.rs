@@ -38,15 +38,30 @@ impl Pause {
     /// Calls `work` while no vCPU runs. `kick` makes those return that do, and is called once `wanted` can be seen.
     pub fn hold<T>(&self, kick: impl FnOnce(), work: impl FnOnce() -> T) -> T {
         let _holder = lock(&self.holder);
-        self.wanted.store(true, Ordering::SeqCst);
+        let _wanted = Wanted::by(self);
         kick();
         let running = lock(&self.running);
-        let running = self.changed.wait_while(running, |count| *count != 0).unwrap_or_else(PoisonError::into_inner);
-        let result = work();
-        self.wanted.store(false, Ordering::SeqCst);
-        drop(running);
-        self.changed.notify_all();
-        result
+        let _none = self.changed.wait_while(running, |count| *count != 0).unwrap_or_else(PoisonError::into_inner);
+        work()
+    }
+}
+
+/// Somebody wants a pause. It is over when this goes, be it by a panic, so that vCPUs never wait in vain.
+struct Wanted<'a>(&'a Pause);
+
+impl<'a> Wanted<'a> {
+    fn by(pause: &'a Pause) -> Self {
+        pause.wanted.store(true, Ordering::SeqCst);
+        Self(pause)
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        self.0.wanted.store(false, Ordering::SeqCst);
+        // Who saw it wanted waits by now.
+        drop(lock(&self.0.running));
+        self.0.changed.notify_all();
     }
 }
 
@@ -114,6 +129,17 @@ mod tests {
             }
             stop.store(true, Ordering::Relaxed);
         });
+        pause.hold(|| {}, || ());
+    }
+
+    #[test]
+    fn test_a_pause_that_panics_is_over() {
+        let pause = Pause::default();
+        thread::scope(|scope| {
+            let panics = scope.spawn(|| pause.hold(|| {}, || panic!("as it should")));
+            panics.join().expect_err("it panics");
+        });
+        pause.enter().give_way();
         pause.hold(|| {}, || ());
     }
 

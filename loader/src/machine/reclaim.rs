@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::pause::Pause;
+use crate::devices::reports::Reports;
 use crate::devices::virtio::balloon::MemorySink;
 use crate::driver::Vm;
 use crate::platform::GuestRam;
@@ -14,6 +15,7 @@ pub(super) struct Reclaim {
     pub(super) ram: Arc<GuestRam>,
     pub(super) pause: Arc<Pause>,
     pub(super) cpus: u32,
+    pub(super) reports: Reports,
 }
 
 impl Reclaim {
@@ -21,7 +23,7 @@ impl Reclaim {
     fn kick(&self) {
         for vcpu in 0..self.cpus {
             if let Err(error) = self.vm.kick(vcpu) {
-                log::warn!("vCPU {vcpu} cannot be interrupted: {error}");
+                self.reports.warn(&format_args!("vCPU {vcpu} cannot be interrupted: {error}"));
             }
         }
     }
@@ -35,7 +37,7 @@ impl MemorySink for Reclaim {
                 for &(gpa, size) in ranges {
                     if let Err(error) = self.vm.discard_memory(&self.ram, gpa, size) {
                         // Nothing is lost by it but the host's memory.
-                        log::warn!("memory at {gpa:#x} cannot be given back: {error}");
+                        self.reports.warn(&format_args!("memory at {gpa:#x} cannot be given back: {error}"));
                     }
                 }
             },

@@ -26,6 +26,9 @@ use super::VirtioDevice;
 use super::read_bytes;
 use crate::platform::Event;
 
+/// What messages to the user call the device.
+pub const NAME: &str = "balloon";
+
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 128;
 /// Queues, by number (5.5.2). The standard gives reports number 4. Linux leaves out those of features that were not offered, and
@@ -104,7 +107,7 @@ impl fmt::Debug for Balloon {
 /// # Errors
 ///
 /// The system has no event left.
-pub fn device(name: &str, sink: Box<dyn MemorySink>) -> io::Result<(VirtioDevice, Balloon)> {
+pub fn device(sink: Box<dyn MemorySink>) -> io::Result<(VirtioDevice, Balloon)> {
     let event = Arc::new(Event::new()?);
     let shared = Arc::new(Shared::default());
     let handler = BalloonHandler {
@@ -116,7 +119,7 @@ pub fn device(name: &str, sink: Box<dyn MemorySink>) -> io::Result<(VirtioDevice
     };
     let device = VirtioDevice {
         kind: DeviceKind::Balloon,
-        name: name.to_owned(),
+        name: NAME.to_owned(),
         features: bit::DEFLATE_ON_OOM | bit::REPORTING,
         queue_sizes: vec![QUEUE_SIZE; REPORTS.end],
         config: Box::new(Config(Arc::clone(&shared))),
@@ -183,7 +186,8 @@ impl BalloonHandler {
         let mut heads = Vec::new();
         loop {
             queue.disarm()?;
-            while queue.pop(&mut self.chain)? {
+            // A guest that offers chains as fast as they are taken does not keep those from going.
+            while heads.len() < usize::from(QUEUE_SIZE) && queue.pop(&mut self.chain)? {
                 take(self, queue, &mut going);
                 heads.push(self.chain.head);
             }
@@ -201,6 +205,11 @@ impl BalloonHandler {
         }
     }
 
+    /// What is free are the buffers themselves (5.5.6.7): their whole chunks go.
+    fn report(&self, going: &mut Vec<(u64, u64)>) {
+        going.extend(self.chain.writable.parts().filter_map(|(start, length)| whole_chunks(start, length)));
+    }
+
     /// Pages go into the balloon, or come out.
     fn change(&mut self, queue: &VirtQueue, into: bool, going: &mut Vec<(u64, u64)>) {
         // The buffers were checked when the chain came.
@@ -214,8 +223,9 @@ impl BalloonHandler {
             let pages = self.ballooned.entry(chunk).or_default();
             let word = &mut pages[usize::try_from(page / 64).unwrap_or(0)];
             let bit = 1 << (page % 64);
+            let is_new = into && *word & bit == 0;
             *word = if into { *word | bit } else { *word & !bit };
-            if into && pages.iter().all(|word| *word == u64::MAX) {
+            if is_new && pages.iter().all(|word| *word == u64::MAX) {
                 going.push((chunk, CHUNK));
             }
             if pages.iter().all(|word| *word == 0) {
@@ -223,6 +233,13 @@ impl BalloonHandler {
             }
         }
     }
+}
+
+/// The aligned chunks that lie wholly in a range, if there are any.
+fn whole_chunks(start: u64, length: u64) -> Option<(u64, u64)> {
+    let first = start.checked_next_multiple_of(CHUNK)?;
+    let end = start.checked_add(length)? / CHUNK * CHUNK;
+    (first < end).then(|| (first, end - first))
 }
 
 impl QueueHandler for BalloonHandler {
@@ -242,8 +259,7 @@ impl QueueHandler for BalloonHandler {
         }
         for index in REPORTS {
             if let Some(queue) = rings.get(index) {
-                // What is free are the buffers themselves.
-                self.serve(queue, |handler, _, going| going.extend(handler.chain.writable.parts()))?;
+                self.serve(queue, |handler, _, going| handler.report(going))?;
             }
         }
         Ok(None)
@@ -326,16 +342,60 @@ mod tests {
     fn test_reported_memory_goes_before_the_guest_hears_of_it() {
         let test = TestQueue::new(16);
         let (mut handler, gone) = handler();
-        test.offer(0, &[Buffer::writable(0x10_0000, 0x8_0000), Buffer::writable(0x1_0000_0000, 0x10_0000)]);
+        test.offer(0, &[Buffer::writable(0x1000, 0x1000), Buffer::writable(0, 0x20_0000)]);
         let mut queue = test.queue(false);
-        handler.serve(&mut queue, |handler, _, going| going.extend(handler.chain.writable.parts())).unwrap();
-        assert_eq!(*lock(&gone.0), [(0x10_0000, 0x8_0000), (0x1_0000_0000, 0x10_0000)]);
+        handler.serve(&mut queue, |handler, _, going| handler.report(going)).unwrap();
+        assert_eq!(*lock(&gone.0), [(0, CHUNK)]);
         assert_eq!(test.take_used(), [(0, 0)]);
+    }
+
+    /// Attack: reports of what is no whole chunk, for each of which all vCPUs would stand still.
+    #[test]
+    fn test_attack_reports_of_crumbs() {
+        assert_eq!(whole_chunks(0x10_0001, 1), None);
+        assert_eq!(whole_chunks(0x20_0000, CHUNK - 1), None);
+        assert_eq!(whole_chunks(0x1f_ffff, CHUNK + 1), Some((CHUNK, CHUNK)));
+        assert_eq!(whole_chunks(0x10_0000, 3 * CHUNK), Some((CHUNK, 2 * CHUNK)));
+        assert_eq!(whole_chunks(u64::MAX - 1, 1), None);
+        assert_eq!(whole_chunks(CHUNK, u64::MAX), None);
+    }
+
+    /// Attack: one page of a full chunk again and again, each time of which would give the chunk back anew.
+    #[test]
+    fn test_attack_a_page_put_into_the_balloon_many_times() {
+        let (mut handler, gone) = handler();
+        let once: Vec<u32> = (0..512).collect();
+        change(&mut handler, &TestQueue::new(16), true, once[..256].iter().copied());
+        change(&mut handler, &TestQueue::new(16), true, once[256..].iter().copied());
+        change(&mut handler, &TestQueue::new(16), true, [7; 256]);
+        assert_eq!(*lock(&gone.0), [(0, CHUNK)]);
+    }
+
+    /// Attack: a chain that is offered again as soon as it was taken, so that none would ever be given back.
+    #[test]
+    fn test_attack_chains_without_end() {
+        let test = TestQueue::new(16);
+        let (mut handler, gone) = handler();
+        let offer = || test.offer(0, &[Buffer::writable(0, 0x20_0000)]);
+        offer();
+        let mut queue = test.queue(false);
+        let mut taken = 0;
+        handler
+            .serve(&mut queue, |handler, _, going| {
+                handler.report(going);
+                assert!(going.len() <= usize::from(QUEUE_SIZE), "{} wait", going.len());
+                taken += 1;
+                if taken < 1000 {
+                    offer();
+                }
+            })
+            .unwrap();
+        assert_eq!(lock(&gone.0).len(), 1000);
     }
 
     #[test]
     fn test_the_configuration_says_what_is_wanted_and_takes_what_is_there() {
-        let (mut device, balloon) = device("balloon", Box::new(Arc::<Gone>::default())).unwrap();
+        let (mut device, balloon) = device(Box::new(Arc::<Gone>::default())).unwrap();
         let before = device.config.generation();
         balloon.set_wanted(64 << 20);
         assert_ne!(device.config.generation(), before);
