@@ -3,5 +3,6 @@
 //! `covisor create --from debian` makes guests of it, and the tests' own Debian is made of it, too.
 
 pub mod programs;
+pub mod recipe;
 pub mod settings;
 pub mod sources;

@@ -8,7 +8,9 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
+use covisor_debian::recipe::RECIPE;
 use covisor_debian::settings::{self, AGENT, Setting};
+use covisor_debian::sources;
 
 use crate::apt::{self, Source};
 use crate::command::{Cmd, find_program};
@@ -38,7 +40,7 @@ const KERNELS: &[&str] = &[settings::CLOUD_KERNEL, settings::GENERIC_KERNEL];
 /// A newer release's kernel: the release and the meta package.
 const NEWER_KERNEL: (&str, &str) = ("trixie", settings::CLOUD_KERNEL);
 
-/// The script that does the work.
+/// The script that does the work, behind [`RECIPE`].
 const BUILD_SCRIPT: &str = include_str!("debian/build.sh");
 
 /// The files that make a plain Debian ours.
@@ -117,7 +119,7 @@ impl Input {
     fn summary(&self) -> String {
         let versions: Vec<&str> = self.all_kernels().map(|kernel| kernel.version.as_str()).collect();
         let packages = packages();
-        format!("{BUILD_SCRIPT}{FILES:?}{packages:?}{OFFLINE_PACKAGES:?}{SIZE}{:?}{versions:?}", self.sources)
+        format!("{RECIPE}{BUILD_SCRIPT}{FILES:?}{packages:?}{OFFLINE_PACKAGES:?}{SIZE}{:?}{versions:?}", self.sources)
     }
 
     fn all_kernels(&self) -> impl Iterator<Item = &Kernel> {
@@ -155,7 +157,6 @@ impl Input {
                 }
             }
         }
-        fs::write(work.join("packages"), packages().join("\n"))?;
         fs::write(work.join("offline"), OFFLINE_PACKAGES.join(" "))
     }
 }
@@ -202,21 +203,25 @@ fn run_script(work: &Path, input: &Input, image: &Path, boot: &Path, step: &Step
     fs::remove(work)?;
     input.write_to(work)?;
     let script = work.join("build.sh");
-    fs::write(&script, BUILD_SCRIPT)?;
+    fs::write(&script, format!("{RECIPE}{BUILD_SCRIPT}"))?;
     let mirror = input.sources.first().map(|source| source.uri.as_str()).unwrap_or_default();
     let mut cmd = Cmd::new("unshare")
         .args(["--mount", "--propagation", "unchanged", "--pid", "--fork", "--kill-child", "sh"])
         .arg(script)
         .env("WORK", work)
+        .env("TREE", work.join("tree"))
         .env("SUITE", RELEASE)
         .env("MIRROR", mirror)
+        .env("KEYRING", sources::KEYRING)
+        .env("PACKAGES", packages().join(","))
         .env("IMAGE", image)
         .env("SIZE", SIZE)
         .env("LABEL", LABEL)
         .env("BOOT", boot);
-    if let Some(proxy) = apt::http_proxy() {
-        cmd = cmd.env("PROXY", &proxy).env("http_proxy", &proxy);
-    }
+    cmd = match apt::http_proxy() {
+        Some(proxy) => cmd.env("PROXY", &proxy).env("http_proxy", &proxy),
+        None => cmd.env("PROXY", ""),
+    };
     cmd.run(step)
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use covisor_debian::programs::find_program;
+use covisor_debian::recipe::RECIPE;
 use covisor_debian::settings;
 use covisor_debian::sources;
 use covisor_debian::sources::Source;
@@ -30,7 +31,7 @@ const STABLE: &str = "stable";
 const SUITES: &str = "/usr/share/debootstrap/scripts";
 /// Bytes of the least disk for the smallest Debian, which is told before anything is fetched.
 const LEAST: u64 = 640 << 20;
-/// What does the work of debootstrap, as root.
+/// What does the work of debootstrap, as root, behind [`RECIPE`].
 const SCRIPT: &str = include_str!("debootstrap.sh");
 /// apt's sources in the guest.
 const APT_SOURCES: &str = "etc/apt/sources.list.d/debian.sources";
@@ -168,7 +169,8 @@ impl Build<'_> {
         let proxy = sources::http_proxy().unwrap_or_default();
         let mut command = Command::new(tool::needed("unshare", "util-linux")?);
         command
-            .args(["--mount", "--propagation", "unchanged", "--pid", "--fork", "--kill-child", "sh", "-c", SCRIPT])
+            .args(["--mount", "--propagation", "unchanged", "--pid", "--fork", "--kill-child", "sh", "-c"])
+            .arg(format!("{RECIPE}{SCRIPT}"))
             .env("WORK", self.folder)
             .env("TREE", root)
             .env("SUITE", self.suite)
