@@ -1,4 +1,4 @@
-//! covisor's end-to-end tests: the scenarios that `cargo xtask test` runs on the test machine.
+//! covisor's end-to-end tests: the scenarios that `cargo xtask test` runs on the emulated machine.
 //!
 //! Each area has a module with its list of scenarios; [`all`] joins them.
 
@@ -35,6 +35,9 @@ use xtask::scenario::Scenario;
 
 /// All scenarios, in the order in which they are begun: first the one that takes longest and builds the Debian image on its
 /// way, then what needs no image, then what waits for it; many short ones at the end, so that no CPU is left alone.
+///
+/// # Panics
+/// Where the lists of what is on demand name what there is not.
 #[must_use]
 pub fn all() -> Vec<Scenario> {
     /// What takes minutes; what another scenario shows as well: `contract/run-debian`, and the same on the machine without virtualization; and one that a
@@ -48,6 +51,8 @@ pub fn all() -> Vec<Scenario> {
         "real-work/memory-pressure",
     ];
     let (first_debian, more_debian) = debian::SCENARIOS.split_at(1);
+    // What is built for Windows is built beside scenarios that do not wait for it.
+    let (first_wine, more_wine) = wine::SCENARIOS.split_at(1);
     let mut all = [
         first_debian,
         dies_cleanly::SCENARIOS,
@@ -72,9 +77,10 @@ pub fn all() -> Vec<Scenario> {
         engine::SCENARIOS,
         conformance::SCENARIOS,
         &without_virtualization(),
+        first_wine,
         &with_vt_x(),
         hostile::SCENARIOS,
-        wine::SCENARIOS,
+        more_wine,
         disk::SCENARIOS,
         disk::ON_ONE_ENGINE,
         images::SCENARIOS,
@@ -82,6 +88,12 @@ pub fn all() -> Vec<Scenario> {
         doctor::SCENARIOS,
     ]
     .concat();
+    for listed in ON_DEMAND {
+        assert!(
+            all.iter().any(|scenario| scenario.full_name() == listed),
+            "there is no scenario {listed} to be on demand"
+        );
+    }
     for scenario in &mut all {
         if ON_DEMAND.contains(&scenario.full_name().as_str()) {
             *scenario = scenario.on_demand();
@@ -97,7 +109,7 @@ fn with_vt_x() -> Vec<Scenario> {
     /// of the engine.
     const LEFT_OUT: [&str; 5] =
         ["cost/beside-qemu", "cost/boot", "cost/io", "doctor/cpu-for-no-engine", "engine/auto-tells-why-none"];
-    const ON_DEMAND: [&str; 36] = [
+    const ON_DEMAND: [&str; 38] = [
         "debian/boots-cloud-6.1",
         "debian/boots-generic-6.1",
         "debian/compiles-and-runs",
@@ -115,6 +127,7 @@ fn with_vt_x() -> Vec<Scenario> {
         "host-state/registers-stay",
         "host-state/registers-stay-on-two-cpus",
         "host-state/the-kernels-own-stays",
+        "host-state/the-kernels-own-stays-on-two-cpus",
         "lifecycle/a-signal-powers-off",
         "lifecycle/clock-follows-the-host",
         "lifecycle/console-and-logs",
@@ -125,6 +138,7 @@ fn with_vt_x() -> Vec<Scenario> {
         "lifecycle/ps-and-stop",
         "memory/ten-idle-debians",
         "memory/ten-idle-guests",
+        "memory/the-host-has-none-left",
         "memory/what-a-guest-frees-comes-back",
         "mini/disk-keeps-what-is-written",
         "mini/exec-gives-a-signal-as-status",
@@ -172,7 +186,7 @@ fn without_virtualization() -> Vec<Scenario> {
         "engine/auto-tells-why-none",
         "engine/coop-where-there-is-better",
     ];
-    const ON_DEMAND: [&str; 20] = [
+    const ON_DEMAND: [&str; 22] = [
         "debian/boots-generic-6.1",
         "debian/boots-on-epyc-6.1",
         "debian/boots-on-epyc-6.12",
@@ -192,7 +206,9 @@ fn without_virtualization() -> Vec<Scenario> {
         "mini/exec-gives-a-signal-as-status",
         "mini/read-only-disk-stays",
         "mini/timeout-ends-it",
+        "real-work/memory-pressure",
         "share/both-see-what-the-other-does",
+        "undisturbed/host-under-stress",
     ];
     let all = [
         dies_cleanly::SCENARIOS,
@@ -219,7 +235,13 @@ fn without_virtualization() -> Vec<Scenario> {
 }
 
 /// These scenarios on another machine, without those that are left out there.
+///
+/// # Panics
+/// Where a list names what there is not: a scenario with a new name would join each run, or leave it, unnoticed.
 fn twins(all: &[Scenario], kind: RigKind, left_out: &[&str], on_demand: &[&str]) -> Vec<Scenario> {
+    for listed in left_out.iter().chain(on_demand) {
+        assert!(all.iter().any(|scenario| scenario.name == *listed), "there is no scenario {listed} to leave out");
+    }
     let there = |scenario: &Scenario| {
         let there = scenario.on(kind);
         if on_demand.contains(&there.name) { there.on_demand() } else { there }
