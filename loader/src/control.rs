@@ -1,4 +1,5 @@
-//! What `covisor ps`, `covisor stop`, `covisor disk`, `covisor console` and `covisor exec` say to a running machine, and what it answers: one line of JSON each.
+//! What `covisor ps`, `stop`, `memory`, `disk`, `console`, `logs`, `exec` and `cp` say to a running machine, and what it answers: one
+//! line of JSON each.
 
 use std::path::PathBuf;
 use std::sync::Mutex;

@@ -26,7 +26,7 @@
 
 /* At most so long before each, in microseconds: random, so that they come anywhere in what the CPU does. */
 #define LONGEST_WAIT_US 1000
-/* A CPU takes its NMI at once, but the test machine's CPUs may stand still now and then. */
+/* A CPU takes its NMI at once, but the emulated machine's CPUs may stand still now and then. */
 #define BOUND (20 * HZ)
 /* The NMIs of a CPU of which it is kept where they came. */
 #define PLACES 4096

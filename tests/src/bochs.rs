@@ -1,4 +1,4 @@
-//! The test machine of Bochs': what the scenarios on VT-x build on.
+//! The emulated machine of Bochs': what the scenarios on VT-x build on.
 
 use covisor_guest_images::fs;
 use xtask::rig::{Disk, Input, Rig, RigKind};

@@ -13,7 +13,7 @@ pub(crate) enum Failure {
     /// Something else was seen than was expected.
     #[error("{0}")]
     Seen(String),
-    /// The test machine or the build failed.
+    /// The emulated machine or the build failed.
     #[error(transparent)]
     Rig(#[from] xtask::Error),
 }

@@ -1,4 +1,4 @@
-//! What every driver has to do with the device's calls: the list of `tests/conformance`, on the test machines, where the Linux
+//! What every driver has to do with the device's calls: the list of `tests/conformance`, on the emulated machines, where the Linux
 //! module has engines that run guests. The same list is tried under Wine ([`crate::wine`]).
 
 use xtask::scenario::Scenario;

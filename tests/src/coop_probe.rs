@@ -13,7 +13,7 @@ use crate::checked::{Checked, ensure, told};
 use crate::host::{Host, on_host, on_own_host};
 use crate::hostile;
 
-/// Seconds that an attack has, in the test machine's time.
+/// Seconds that an attack has, in the emulated machine's time.
 const SECONDS: f32 = 3.0;
 
 /// Seconds that a guest has which goes on for ever.

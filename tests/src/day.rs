@@ -1,7 +1,7 @@
 //! A day with covisor: a guest of packages is made, used and removed.
 //!
-//! It is made on this machine, by the same program as runs it on the test machine: that is a driver's business in nothing, and the emulated
-//! machine would take an hour for it. What the guest installs later waits in a folder that the test machine serves as a mirror does.
+//! It is made on this machine, by the same program as runs it on the emulated machine: that is a driver's business in nothing, and the emulated
+//! machine would take an hour for it. What the guest installs later waits in a folder that the emulated machine serves as a mirror does.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ const RELEASE: &str = "bookworm";
 /// What the guest installs.
 const PACKAGES: [&str; 2] = ["tcc", "libc6-dev"];
 
-/// The guest's disk, and that of the test machine, which has the guest's and the packages.
+/// The guest's disk, and that of the emulated machine, which has the guest's and the packages.
 const SIZE: &str = "2G";
 const HOST_SIZE: &str = "4G";
 
@@ -72,7 +72,7 @@ fn create(env: &Env, kind: RigKind, data: &Path) -> Checked {
         .arg(agent)
         .args(options.split(' '))
         .env("COVISOR_DATA_DIR", data)
-        // It is there on the test machine, too.
+        // It is there on the emulated machine, too.
         .dir("/tmp")
         .output()
         .map_err(xtask::Error::from)?;

@@ -20,7 +20,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     }),
 ];
 
-/// As many kills as there is time for on a slow test machine.
+/// As many kills as there is time for on a slow emulated machine.
 pub(crate) const FEWER: Scenario = Scenario::new("dies-cleanly/killed-12-times", |env, kind| {
     on_host(env, kind, |host| killed(host, FEWER_EARLY_KILLS, FEWER_WORKING_KILLS))
 });

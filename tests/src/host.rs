@@ -16,7 +16,7 @@ use crate::checked::{Checked, ensure, told, verdict};
 /// The folder in the host where everything is, and where scripts run.
 pub(crate) const FOLDER: &str = "/covisor";
 
-/// A guest that boots Linux: Debian's cloud kernel with busybox. Like all scripts it names what depends on the test machine by
+/// A guest that boots Linux: Debian's cloud kernel with busybox. Like all scripts it names what depends on the emulated machine by
 /// the variables of [`prelude`].
 pub(crate) const MINI: &str = "run --engine $ENGINE --kernel vmlinuz --initrd mini --append quiet";
 
@@ -26,7 +26,7 @@ pub(crate) const PROBE: &str = "run --engine $ENGINE --kernel probe --mem 64 --c
 /// How long a script may take by this machine's clock.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Begins each script: the folder, and what depends on the test machine. Whose CPU it is the probe is told, for it knows the
+/// Begins each script: the folder, and what depends on the emulated machine. Whose CPU it is the probe is told, for it knows the
 /// flaws of QEMU's.
 fn prelude(kind: RigKind) -> String {
     let (kvm, cpu) = match kind {
@@ -61,7 +61,7 @@ dmesg -c -r | sed 's/^/kernel: /'
 rm -rf /tmp/*
 "#;
 
-/// Warnings of the host's kernel that tell of a slow test machine, or of what a scenario gives it to refuse.
+/// Warnings of the host's kernel that tell of a slow emulated machine, or of what a scenario gives it to refuse.
 const HARMLESS: [&str; 7] = [
     "hrtimer: interrupt took",
     "clocksource:",

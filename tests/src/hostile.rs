@@ -10,7 +10,7 @@ use xtask::scenario::Scenario;
 use crate::checked::{Checked, Failure, ensure, told};
 use crate::host::{Host, PROBE, on_host, on_own_host};
 
-/// Seconds that a guest has which goes on for ever, in the test machine's time: a second is 10⁹ instructions.
+/// Seconds that a guest has which goes on for ever, in the emulated machine's time: a second is 10⁹ instructions.
 const SECONDS: f32 = 0.3;
 
 /// What the probe says of an attack that did not fail. What an attack wrote to the console may stand before it.

@@ -1,4 +1,4 @@
-//! The test machine itself: what the other scenarios build on.
+//! The emulated machine itself: what the other scenarios build on.
 
 use std::time::Duration;
 

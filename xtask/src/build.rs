@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use clap::{Args, ValueEnum};
 use covisor_guest_images::command::Cmd;
+use covisor_guest_images::fs;
 
 use crate::env::Env;
 use crate::error::Result;
@@ -68,6 +69,8 @@ pub enum Part {
     Loader,
     /// The Linux driver.
     Driver,
+    /// The agent that runs commands in guests.
+    Agent,
     /// The probe guest.
     Probe,
     /// The `mini` guest's initramfs.
@@ -92,6 +95,13 @@ pub struct BuildArgs {
     /// The host's operating system, for loader and driver.
     #[arg(long, value_enum, default_value_t)]
     host: HostSystem,
+    /// Folder with the headers of the kernel that the driver is for, such as /usr/src/linux-headers-6.1.0-56-amd64
+    /// [default: those of Debian's newest cloud kernel here].
+    #[arg(long, value_name = "FOLDER", conflicts_with = "host")]
+    headers: Option<PathBuf>,
+    /// Also put loader, driver and agent into this folder, where they find each other.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "host")]
+    into: Option<PathBuf>,
     /// What to build; everything when not given.
     #[arg(value_enum)]
     parts: Vec<Part>,
@@ -108,10 +118,25 @@ pub fn run(env: &Env, args: &BuildArgs) -> Result<()> {
     setup::ensure(env)?;
     let parts = if args.parts.is_empty() { Part::value_variants() } else { &args.parts };
     let say = |what: &str, path: &Path| env.progress.say(&format!("{what}: {}", path.display()));
+    let say_or_put = |what: &str, path: PathBuf| -> Result<()> {
+        let Some((folder, name)) = args.into.as_deref().zip(path.file_name()) else {
+            say(what, &path);
+            return Ok(());
+        };
+        let there = folder.join(name);
+        fs::copy(&path, &there)?;
+        say(what, &there);
+        Ok(())
+    };
+    let headers = || match &args.headers {
+        Some(headers) => Ok(headers.clone()),
+        None => HostKernel::find(env).map(|host| host.headers),
+    };
     for part in parts {
         match part {
-            Part::Loader => say("covisor", &loader(env)?),
-            Part::Driver => say("driver", &driver::build_linux_module(env, &HostKernel::find(env)?.headers)?),
+            Part::Loader => say_or_put("covisor", loader(env)?)?,
+            Part::Driver => say_or_put("driver", driver::build_linux_module(env, &headers()?)?)?,
+            Part::Agent => say_or_put("agent", agent(env)?)?,
             Part::Probe => say("probe guest", &probe::build_probe(env)?),
             Part::Mini => say("mini guest's initramfs", &images::mini(env, &images::default_kernel(env)?)?),
             Part::Debian => {

@@ -60,7 +60,7 @@ pub enum Error {
     BootDisk(&'static str),
 
     /// Bochs has limits.
-    #[error("the test machine of Bochs' can have no more than {limit} {what}, not {wanted}")]
+    #[error("the emulated machine of Bochs' can have no more than {limit} {what}, not {wanted}")]
     TooMuch {
         /// Of what.
         what: &'static str,
@@ -75,11 +75,11 @@ pub enum Error {
     TooLong(#[from] covisor_exec_protocol::EncodeError),
 
     /// The agent in the rig's host misbehaves.
-    #[error("the agent in the test machine's host went wrong: {0}")]
+    #[error("the agent in the emulated machine's host went wrong: {0}")]
     Agent(String),
 
-    /// The test machine took too long.
-    #[error("the test machine did not finish `{what}` within {seconds} s; its console's last lines:\n{log}")]
+    /// The emulated machine took too long.
+    #[error("the emulated machine did not finish `{what}` within {seconds} s; its console's last lines:\n{log}")]
     RigLate {
         /// What it was doing.
         what: String,
@@ -89,8 +89,10 @@ pub enum Error {
         log: String,
     },
 
-    /// The test machine ended in the middle.
-    #[error("the test machine ended by itself; the emulator's messages:\n{messages}\nits console's last lines:\n{log}")]
+    /// The emulated machine ended in the middle.
+    #[error(
+        "the emulated machine ended by itself; the emulator's messages:\n{messages}\nits console's last lines:\n{log}"
+    )]
     RigDied {
         /// What the emulator said.
         messages: String,
@@ -107,7 +109,7 @@ pub enum Error {
 
     /// This machine is no Debian.
     #[error(
-        "this machine has no dpkg and apt-get: the build and the test machine are made from Debian 12's packages, so run this on Debian 12 or in a container of it"
+        "this machine has no dpkg and apt-get: the build and the emulated machine are made from Debian 12's packages, so run this on Debian 12 or in a container of it"
     )]
     NotDebian,
 

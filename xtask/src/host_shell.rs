@@ -81,7 +81,7 @@ pub fn run(env: &Env, args: &HostArgs) -> Result<ExitCode> {
             machine.stream_to_us(script, Input::when_not_a_terminal(), Duration::from_secs(args.timeout))?
         }
         None => {
-            env.progress.say("a shell in the test machine's host; `exit` or Ctrl-] ends it");
+            env.progress.say("a shell in the emulated machine's host; `exit` or Ctrl-] ends it");
             machine.attach("exec sh -l")?
         }
     };

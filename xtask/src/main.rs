@@ -22,7 +22,7 @@ enum Command {
         after_help = "Examples:\n  cargo xtask build\n  cargo xtask build loader driver\n  cargo xtask build --host windows"
     )]
     Build(xtask::build::BuildArgs),
-    /// Run a guest on covisor, on a test machine with AMD-V.
+    /// Run a guest on covisor, in an emulated machine: with AMD-V, with VT-x, or with neither (--engine, --rig).
     #[command(after_help = "Examples:
   cargo xtask run                                     Debian on the terminal
   cargo xtask run --guest mini                        the small guest on the terminal
@@ -36,10 +36,10 @@ enum Command {
     /// Fuzz the parsers and the emulator.
     #[command(after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz emulator --seconds 600 --keep")]
     Fuzz(xtask::fuzz::FuzzArgs),
-    /// Start the test machine's host by itself: a shell in it, or one script.
+    /// Start the emulated machine's host by itself: a shell in it, or one script.
     #[command(after_help = "Examples:\n  cargo xtask host\n  cargo xtask host -c 'modprobe kvm_amd && dmesg | tail'")]
     Host(xtask::host_shell::HostArgs),
-    /// Measure, in instructions on the deterministic test machine.
+    /// Measure, in instructions on the deterministic emulated machine.
     #[command(
         after_help = "Examples:\n  cargo xtask bench exits\n  cargo xtask bench boot --json\n  cargo xtask bench coop\n  cargo xtask bench io tcp"
     )]

@@ -116,11 +116,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "COMMAND")]
     pub exec: Option<String>,
 
-    /// The test machine; the one for the engine when not given.
+    /// The emulated machine; the one for the engine when not given.
     #[arg(long, value_enum)]
     pub rig: Option<RigKind>,
 
-    /// The test machine's CPU, in the emulator's words; one that has what the engine needs when not given.
+    /// The emulated machine's CPU, in the emulator's words; one that has what the engine needs when not given.
     #[arg(long, value_name = "CPU")]
     pub cpu: Option<String>,
 
@@ -134,7 +134,7 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// The test machine.
+    /// The emulated machine.
     fn rig(&self) -> RigKind {
         self.rig.unwrap_or(self.engine.rig())
     }
@@ -168,13 +168,13 @@ pub fn run(env: &Env, args: &RunArgs) -> Result<ExitCode> {
         None => rig,
     };
     let script = host_script(args, &guest);
-    let step = env.progress.step("starting the test machine");
+    let step = env.progress.step("starting the emulated machine");
     let mut machine = rig.start()?;
     step.done();
     let status = if args.exec.is_some() {
         machine.stream_to_us(&script, Input::when_not_a_terminal(), Duration::from_secs(args.timeout))?
     } else {
-        env.progress.say("the terminal is the guest's: its poweroff ends it, and so does Ctrl-A x; Ctrl-] ends the whole test machine");
+        env.progress.say("the terminal is the guest's: its poweroff ends it, and so does Ctrl-A x; Ctrl-] ends the whole emulated machine");
         machine.attach(&script)?
     };
     machine.shut_down()?;

@@ -43,7 +43,7 @@ impl<E: std::error::Error> From<Result<Verdict, E>> for Verdict {
 pub struct Scenario {
     /// Its name, as `area/what-holds`.
     pub name: &'static str,
-    /// Tries it on a test machine of this kind.
+    /// Tries it on an emulated machine of this kind.
     pub run: fn(&Env, RigKind) -> crate::Result<Verdict>,
     /// The kind.
     pub on: RigKind,

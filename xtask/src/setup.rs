@@ -29,9 +29,9 @@ const PACKAGES: &[Package] = &[
     package("libc6-dev", "links static programs"),
     package("libelf-dev", "used by the kernel's build system"),
     package("linux-headers-cloud-amd64", "the kernel that the driver is built for"),
-    package("qemu-system-x86", "the test machine"),
-    package("seabios", "the test machine's firmware"),
-    package("busybox-static", "the shell and tools of the test machine and the small guest"),
+    package("qemu-system-x86", "the emulated machine"),
+    package("seabios", "the emulated machine's firmware"),
+    package("busybox-static", "the shell and tools of the emulated machine and the small guest"),
     package("debootstrap", "builds the Debian guest"),
     package("debian-archive-keyring", "checks what debootstrap fetches"),
     package("e2fsprogs", "makes the Debian guest's file system"),
@@ -60,7 +60,7 @@ const RING0_PACKAGES: &[Package] = &[
 const FUZZ_PACKAGES: &[Package] = &[package("g++", "builds libFuzzer")];
 
 /// What only the machine with VT-x needs.
-const BOCHS_PACKAGES: &[Package] = &[package("g++", "builds Bochs, the test machine with VT-x")];
+const BOCHS_PACKAGES: &[Package] = &[package("g++", "builds Bochs, the emulated machine with VT-x")];
 
 /// What only builds for a Windows host need.
 const WINDOWS_PACKAGES: &[Package] = &[
@@ -83,7 +83,7 @@ const IMAGE_PACKAGES: &[Package] = &[
 
 /// What only the measurement of network and disks needs.
 const IO_PACKAGES: &[Package] = &[
-    package("iperf3", "measures the network, in a guest and in the test machine's host"),
+    package("iperf3", "measures the network, in a guest and in the emulated machine's host"),
     package("fio", "measures disks, in a guest"),
 ];
 
@@ -226,7 +226,7 @@ fn install_compiler(env: &Env) -> Result<()> {
 /// As [`ensure`].
 pub fn run(env: &Env) -> Result<()> {
     ensure(env)?;
-    env.progress.say("all that the build and the test machine need is installed");
+    env.progress.say("all that the build and the emulated machine need is installed");
     Ok(())
 }
 

@@ -51,7 +51,7 @@ const HELP: &str = "keys: Ctrl-A d leaves the console and the machine running, C
 /// Arguments of `covisor console`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Ctrl-A d leaves the console, Ctrl-A h tells of more keys. Several may look at one console, and type there.\n\nExamples:\n  covisor console vm-1234\n  echo uptime | covisor console vm-1234 --lines 0"
+    after_help = "Ctrl-A d leaves the console, Ctrl-A h tells of more keys. Several may look at one console, and type there.\n\nExamples:\n  covisor console web\n  echo uptime | covisor console web --lines 0"
 )]
 pub(super) struct ConsoleArgs {
     /// Name of the guest, or number of the process that runs it
@@ -65,7 +65,7 @@ pub(super) struct ConsoleArgs {
 /// Arguments of `covisor logs`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A machine keeps the last 256 KiB.\n\nExamples:\n  covisor logs vm-1234\n  covisor logs vm-1234 --lines 20 --follow"
+    after_help = "A machine keeps the last 256 KiB.\n\nExamples:\n  covisor logs web\n  covisor logs web --lines 20 --follow"
 )]
 pub(super) struct LogsArgs {
     /// Name of the guest, or number of the process that runs it

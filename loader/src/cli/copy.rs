@@ -45,7 +45,7 @@ const MAX_LINE: usize = 64;
 /// Arguments of `covisor cp`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A place in a guest is NAME:PATH; a file here whose name has a colon is ./FILE. Folders go by tar.\n\nExamples:\n  covisor cp program vm-1234:/usr/local/bin/\n  covisor cp vm-1234:/var/log/syslog .\n  tar c folder | covisor exec vm-1234 -- tar x -C /srv"
+    after_help = "A place in a guest is NAME:PATH; a file here whose name has a colon is ./FILE. Folders go by tar.\n\nExamples:\n  covisor cp program web:/usr/local/bin/\n  covisor cp web:/var/log/dpkg.log .\n  tar c folder | covisor exec web -- tar x -C /srv"
 )]
 pub(super) struct Args {
     /// The file

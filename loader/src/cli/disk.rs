@@ -31,7 +31,7 @@ const DEFAULT_TIMEOUT: u64 = 30;
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Give a running guest one more disk, and tell its name
-    #[command(after_help = "Examples:\n  covisor disk add vm-1234 data.qcow2\n  covisor disk add vm-1234 cd.iso,ro")]
+    #[command(after_help = "Examples:\n  covisor disk add web data.qcow2\n  covisor disk add web cd.iso,ro")]
     Add {
         /// Name of the guest, or number of the process that runs it
         #[arg(value_name = "NAME|PID")]
@@ -42,7 +42,7 @@ pub(super) enum Command {
     },
     /// Have a running guest let a disk go, and wait until it has
     #[command(
-        after_help = "Unmount in the guest what is on the disk first.\n\nExample:\n  covisor disk remove vm-1234 disk1"
+        after_help = "Unmount in the guest what is on the disk first.\n\nExample:\n  covisor disk remove web disk1"
     )]
     Remove {
         /// Name of the guest, or number of the process that runs it
@@ -55,6 +55,7 @@ pub(super) enum Command {
         timeout: u64,
     },
     /// List a running guest's disks
+    #[command(after_help = "Examples:\n  covisor disk list web\n  covisor disk list web --json")]
     List {
         /// Name of the guest, or number of the process that runs it
         #[arg(value_name = "NAME|PID")]

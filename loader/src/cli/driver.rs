@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Load the driver
+    #[command(after_help = words::INSTALL_HELP)]
     Install {
         #[arg(long, value_name = "FILE", help = words::MODULE_HELP)]
         module: Option<PathBuf>,
@@ -31,8 +32,10 @@ pub(super) enum Command {
         unless_loaded: bool,
     },
     /// Unload the driver
+    #[command(after_help = "It stays where a guest runs. Example:\n  covisor driver remove")]
     Remove,
     /// Tell whether the driver is loaded, and which
+    #[command(after_help = "The exit status is 2 where it is not loaded. Example:\n  covisor driver status")]
     Status,
 }
 

@@ -51,7 +51,7 @@ pub(super) const READ_AHEAD: usize = 4;
 /// Arguments of `covisor exec`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "One word is a line for the guest's shell, several are a command and its arguments. The command has this command's standard input, unless that is a terminal; its status is the exit status. Ctrl-C ends it.\n\nExamples:\n  covisor exec vm-1234 'uname -a; uptime'\n  covisor exec vm-1234 -- apt-get install -y gcc\n  tar c folder | covisor exec vm-1234 -- tar x -C /srv"
+    after_help = "One word is a line for the guest's shell, several are a command and its arguments. The command has this command's standard input, unless that is a terminal; its status is the exit status. Ctrl-C ends it.\n\nExamples:\n  covisor exec web 'uname -a; uptime'\n  covisor exec web -- apt-get install -y gcc\n  tar c folder | covisor exec web -- tar x -C /srv"
 )]
 pub(super) struct Args {
     /// Name of the guest, or number of the process that runs it

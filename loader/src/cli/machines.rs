@@ -28,6 +28,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 
 /// Arguments of `covisor ps`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  covisor ps\n  covisor ps --json")]
 pub(super) struct PsArgs {
     /// Print an object of JSON for each guest, one a line
     #[arg(long)]
@@ -36,7 +37,7 @@ pub(super) struct PsArgs {
 
 /// Arguments of `covisor stop`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  covisor stop vm-1234\n  covisor stop --all --timeout 30 --force")]
+#[command(after_help = "Examples:\n  covisor stop web\n  covisor stop --all --timeout 30 --force")]
 pub(super) struct StopArgs {
     /// Name of the guest, or number of the process that runs it
     #[arg(value_name = "NAME|PID", required_unless_present = "all", conflicts_with = "all")]

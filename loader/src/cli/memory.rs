@@ -16,7 +16,8 @@ use crate::control::Request;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "The host's memory goes to a guest where the guest first touches its own, and comes back when the guest frees it.\n\
-                  MIB takes more from it, as far as the guest has it free, and gives it again.\n\n\
+                  With MIB the guest gives memory back until it uses no more than that, as far as it has some free;\n\
+                  a larger MIB lets it use more again.\n\n\
                   Examples:\n  covisor memory web\n  covisor memory web 256"
 )]
 pub(super) struct Args {

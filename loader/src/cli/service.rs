@@ -27,11 +27,13 @@ pub(super) enum Command {
     /// Make a service that runs a guest
     Install(InstallArgs),
     /// Stop a guest's service, and remove it
+    #[command(after_help = "The guest stays. Example:\n  covisor service remove web")]
     Remove {
         /// The guest's name
         name: String,
     },
     /// Tell how a guest's service is
+    #[command(after_help = "Example:\n  covisor service status web")]
     Status {
         /// The guest's name
         name: String,

@@ -1,5 +1,5 @@
 //! The first program of a guest, in which operations of the guest's kernel are measured. It counts by the time stamp counter,
-//! which on the deterministic test machine counts instructions: the guest's, and those of whatever is below it.
+//! which on the deterministic emulated machine counts instructions: the guest's, and those of whatever is below it.
 //!
 //! Prints lines to the kernel's log, the only way out that every guest has: what the counter was when the program began
 //! (`guest-bench: start 1234`), a figure for each operation (`guest-bench: getpid 323`), and `guest-bench: end`; or why it

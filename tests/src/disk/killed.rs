@@ -175,7 +175,7 @@ impl Images {
     }
 }
 
-/// Where a program is, here and on the test machine.
+/// Where a program is, here and on the emulated machine.
 fn installed(program: &str) -> Checked<String> {
     Ok(with_libraries(program)?.pop().unwrap_or_default().to_string_lossy().into_owned())
 }

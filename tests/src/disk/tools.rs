@@ -1,4 +1,4 @@
-//! A disk for the test machine with programs of Debian's that are too large for its memory, fio above all. Its one partition is an
+//! A disk for the emulated machine with programs of Debian's that are too large for its memory, fio above all. Its one partition is an
 //! ext4 file system that guests have read-only, and change their root to.
 
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ pub(super) fn add(env: &Env, kind: RigKind, rig: Rig) -> Checked<Rig> {
     Ok(rig.disk(build(env, kind)?))
 }
 
-/// Builds it, once in each run: test machines have it as their disk while other scenarios ask for it.
+/// Builds it, once in each run: emulated machines have it as their disk while other scenarios ask for it.
 fn build(env: &Env, kind: RigKind) -> Checked<PathBuf> {
     static BUILT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
     setup::ensure_for_images(env)?;

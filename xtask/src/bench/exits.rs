@@ -36,7 +36,7 @@ pub(super) fn run(env: &Env, kind: RigKind, cpu: &str) -> Result<Vec<Figure>> {
         .file(probe, PROBE)
         .file(kvm_bench, KVM_BENCH);
     let counter = format!("tsc-khz={}", rig.counter_khz());
-    let step = env.progress.step("starting the test machine, counting instructions");
+    let step = env.progress.step("starting the emulated machine, counting instructions");
     let mut machine = rig.start()?;
     step.done();
 

@@ -66,7 +66,7 @@ pub enum BenchCommand {
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// A script in the host failed.
-    #[error("{what} failed with status {status} in the test machine:\n{output}")]
+    #[error("{what} failed with status {status} in the emulated machine:\n{output}")]
     Script {
         /// What it was to do.
         what: &'static str,

@@ -1,4 +1,4 @@
-//! A running test machine.
+//! A running emulated machine.
 
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::sync::Arc;
@@ -71,7 +71,7 @@ enum Heard {
     Late,
 }
 
-/// A running test machine; it ends when this is dropped.
+/// A running emulated machine; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Machine {
     emulator: Emulator,

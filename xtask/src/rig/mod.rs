@@ -1,4 +1,4 @@
-//! The test machine: an emulated PC on which Debian's kernel runs as the host operating system. QEMU emulates one with AMD-V
+//! The emulated machine: an emulated PC on which Debian's kernel runs as the host operating system. QEMU emulates one with AMD-V
 //! and one without virtualization, Bochs one with VT-x.
 //!
 //! The host boots from an initramfs with busybox. Scripts run in it through the same agent and
@@ -64,7 +64,7 @@ pub const CPU_VMX_WITHOUT_UNRESTRICTED_GUEST: &str = "corei5_lynnfield_750";
 /// How long the host may take to boot, with a busy machine in mind.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A kind of test machine: who emulates it, and what its CPU has for guests.
+/// A kind of emulated machine: who emulates it, and what its CPU has for guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RigKind {
     /// QEMU: a CPU with AMD-V.
@@ -126,7 +126,7 @@ pub struct Disk {
     pub keep: bool,
 }
 
-/// A test machine to be started.
+/// An emulated machine to be started.
 #[derive(Debug, Clone)]
 pub struct Rig {
     /// Where Bochs is, if that emulates the machine; QEMU otherwise.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::emulator::Channel;
 use crate::error::{Error, Result};
 
-/// Ctrl-] ends the test machine; all other keys are the host's.
+/// Ctrl-] ends the emulated machine; all other keys are the host's.
 const LEAVE: u8 = 0x1d;
 
 /// Turns a script into one that runs it on `device`, the host's terminal, as a session of its own.

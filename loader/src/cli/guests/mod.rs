@@ -65,6 +65,7 @@ pub(super) struct StartArgs {
 
 /// Arguments of `covisor list`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  covisor list\n  covisor list --json")]
 pub(super) struct ListArgs {
     /// Print an object of JSON for each guest, one a line
     #[arg(long)]
@@ -73,6 +74,7 @@ pub(super) struct ListArgs {
 
 /// Arguments of `covisor remove`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  covisor remove web")]
 pub(super) struct RemoveArgs {
     /// The guest's name
     name: String,

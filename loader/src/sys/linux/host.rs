@@ -36,13 +36,18 @@ pub fn kernel_release() -> String {
 /// # Errors
 /// Why there is none, as a clause.
 pub fn own_kernel() -> Result<(PathBuf, Option<PathBuf>), String> {
-    let release = kernel_release();
-    let kernel = Path::new("/boot").join(format!("vmlinuz-{release}"));
-    let initrd = Path::new("/boot").join(format!("initrd.img-{release}"));
+    kernel_in(Path::new("/boot"), &kernel_release())
+}
+
+/// A kernel and its initial RAM disk, as Debian, Fedora and openSUSE name them.
+fn kernel_in(folder: &Path, release: &str) -> Result<(PathBuf, Option<PathBuf>), String> {
+    let kernel = folder.join(format!("vmlinuz-{release}"));
     if !kernel.exists() {
         return Err(format!("the host's own is not at {}", kernel.display()));
     }
-    Ok((kernel, initrd.exists().then_some(initrd)))
+    let names = [format!("initrd.img-{release}"), format!("initramfs-{release}.img"), format!("initrd-{release}")];
+    let initrd = names.into_iter().map(|name| folder.join(name)).find(|path| path.exists());
+    Ok((kernel, initrd))
 }
 
 /// What tells this boot of the host from all others.
@@ -209,6 +214,21 @@ fn parse_complaint(record: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn test_the_hosts_own_initial_ram_disk_is_found_by_each_distributions_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        assert!(kernel_in(folder.path(), "6.1").unwrap_err().contains("vmlinuz-6.1"));
+        fs::write(path("vmlinuz-6.1"), "").unwrap();
+        // Another kernel's.
+        fs::write(path("initrd.img-6.12"), "").unwrap();
+        assert_eq!(kernel_in(folder.path(), "6.1"), Ok((path("vmlinuz-6.1"), None)));
+        for name in ["initrd-6.1", "initramfs-6.1.img", "initrd.img-6.1"] {
+            fs::write(path(name), "").unwrap();
+            assert_eq!(kernel_in(folder.path(), "6.1"), Ok((path("vmlinuz-6.1"), Some(path(name)))));
+        }
+    }
 
     #[test]
     fn test_the_system_is_named() {

@@ -11,6 +11,11 @@ pub const DEVICE_MISSING: &str = "is devtmpfs mounted on /dev?";
 /// What `covisor driver install --module` takes.
 pub const MODULE_HELP: &str =
     "The module's file [default: covisor.ko beside this program, or among the kernel's modules]";
+/// What `covisor driver install --help` ends with.
+pub const INSTALL_HELP: &str = "\
+Examples:
+  covisor driver install
+  covisor driver install --module build/covisor.ko";
 /// What `covisor --help` ends with.
 pub const EXAMPLES: &str = "\
 Examples:
@@ -19,8 +24,10 @@ Examples:
   sudo covisor run --disk debian.img               boot a disk with the host's own kernel
   sudo covisor run --kernel vmlinuz --initrd initrd.img --disk debian.img,ro --mem 1G
   sudo covisor run --kernel vmlinuz --initrd mini.cpio --exec 'uname -a'
+  sudo covisor create web --from debian            make a Debian guest of packages, to keep
+  sudo covisor start web                           start it, in the background
   sudo covisor ps                                  what runs
-  sudo covisor disk add vm-1234 data.qcow2         one more disk for a guest that runs
+  sudo covisor disk add web data.qcow2             one more disk for a guest that runs
   sudo covisor stop --all                          power everything off";
 /// How a service is started.
 pub const START_SERVICE: &str = "systemctl start";

@@ -11,6 +11,11 @@ pub const GET_ACCESS: &str =
 pub const DEVICE_MISSING: &str = "remove the driver and install it again";
 /// What `covisor driver install --module` takes.
 pub const MODULE_HELP: &str = "The driver's file [default: covisor.sys beside this program]";
+/// What `covisor driver install --help` ends with.
+pub const INSTALL_HELP: &str = "\
+Examples:
+  covisor driver install
+  covisor driver install --module build\\covisor.sys";
 /// What `covisor --help` ends with.
 pub const EXAMPLES: &str = "\
 Examples, in a command prompt of an administrator:
@@ -19,7 +24,7 @@ Examples, in a command prompt of an administrator:
   covisor run --kernel vmlinuz --initrd initrd.img --disk debian.img,ro --mem 1G
   covisor run --kernel vmlinuz --initrd mini.cpio --exec \"uname -a\"
   covisor ps                                       what runs
-  covisor disk add vm-1234 data.qcow2              one more disk for a guest that runs
+  covisor disk add web data.qcow2                  one more disk for a guest that runs
   covisor stop --all                               power everything off";
 /// How a service is started.
 pub const START_SERVICE: &str = "sc start";

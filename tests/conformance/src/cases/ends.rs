@@ -53,7 +53,7 @@ pub(crate) const CASES: &[Case] = &[
 /// How long the driver may take to be rid of a VM.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many VMs come one after another. Together they have more RAM than the test machines.
+/// How many VMs come one after another. Together they have more RAM than the emulated machines.
 const VMS: u8 = 50;
 /// The RAM of each.
 const MUCH: u64 = 11 * RAM;
