@@ -88,15 +88,17 @@ fn the_host_has_none_left(host: &mut Host) -> Checked {
             ./covisor {MINI} --mem 300 --disk /tmp/disk --name short </dev/null >/tmp/out 2>/tmp/errors & pid=$!
             until_that './covisor exec short true 2>/dev/null'
             sleep 600 & bystander=$!
-            while [ $(free) -gt 40 ]; do head -c 4M /dev/zero >>/tmp/hog/all || exit 41; done
+            dd if=/dev/zero of=/tmp/hog/most bs=1M count=$(($(free) - 60)) 2>/dev/null || exit 41
+            while [ $(free) -gt 40 ]; do dd if=/dev/zero bs=1M count=4 2>/dev/null >>/tmp/hog/rest || exit 41; done
             ./covisor exec short "$1" >/tmp/exec 2>&1
             wait $pid; echo "status $?"
-            rm /tmp/hog/all
+            rm /tmp/hog/*
             kill $bystander || exit 42
             grep -c 'the host has no memory left for RAM that the guest has begun to use' /tmp/errors || {{ cat /tmp/errors /tmp/exec; free; exit 43; }}
         }}
         attempt 'mount -t tmpfs -o size=280m none /mnt; cat /dev/zero >/mnt/a; sleep 60'
         attempt 'cat /dev/vda >/dev/null; sleep 60'
+        umount /tmp/hog && rmdir /tmp/hog
         "#
     ))?;
     ensure!(outcome.status == 0 && outcome.stdout_text() == "status 3\n1\nstatus 3\n1\n", "{}", told(&outcome));
