@@ -371,16 +371,15 @@ fn test_lost_frames_are_sent_again() {
     download(&mut guest, "127.0.0.1:0", 1_000_000);
 }
 
-/// The whole amount that the issue asks for; run by name, since it takes long without optimization.
+/// Many times what windows and buffers hold. A guest of Linux' carries 256 MiB in the scenario `net/256-mib-through-nat`.
 #[test]
-#[ignore = "takes long"]
-fn test_tcp_carries_256_mib() {
+fn test_tcp_carries_16_mib_each_way() {
     for address in loopbacks() {
         for offloads in [Offloads::default(), LARGE] {
             let mut guest = Guest::new(offloads, &[]);
             for (what, run) in [("down", download as fn(&mut Guest, &str, u64)), ("up", upload)] {
                 let (began, frames) = (Instant::now(), guest.frames);
-                run(&mut guest, address, 256 << 20);
+                run(&mut guest, address, 16 << 20);
                 let frames = guest.frames - frames;
                 println!("{address} {what} large={}: {:?}, {frames} frames", offloads.guest_tcp4, began.elapsed());
             }
