@@ -519,12 +519,8 @@ impl Vcpu for SvmVcpu {
             Injection::Nmi => self.block_nmis(),
             _ => {}
         }
-        let mut event = Event::encode(injection);
-        if matches!(injection, Injection::Exception(_)) && self.cr0() & Cr0::CR0_PROTECTED_MODE.bits() as u64 == 0 {
-            // Real mode has no error codes; the CPU pushes the one that it is given (15.20).
-            event = event.without_error();
-        }
-        self.vmcb_mut().control.event_injection = event.to_amd();
+        let protected = self.cr0() & Cr0::CR0_PROTECTED_MODE.bits() as u64 != 0;
+        self.vmcb_mut().control.event_injection = Event::encode(injection, protected).to_amd();
     }
 
     #[inline]

@@ -596,12 +596,8 @@ impl Vcpu for VmxVcpu {
 
     #[inline]
     fn inject(&mut self, injection: Injection) {
-        let mut event = Event::encode(injection);
-        if self.cr0() & Cr0::CR0_PROTECTED_MODE.bits() as u64 == 0 {
-            // Real mode has no error codes, and an entry with one is refused (27.2.1.3).
-            event = event.without_error();
-        }
-        self.injection = event;
+        let protected = self.cr0() & Cr0::CR0_PROTECTED_MODE.bits() as u64 != 0;
+        self.injection = Event::encode(injection, protected);
     }
 
     #[inline]
