@@ -38,13 +38,13 @@ use covisor_core::engine::ExitHandler;
 use covisor_core::engine::VcpuConfig;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
+use covisor_core::permission_maps::PermissionMaps;
 use covisor_core::xstate::ExtendedState;
 
 pub use crate::cpu::Cpu;
 use crate::features::Features;
 use crate::npt::NestedTables;
 use crate::npt::Npt;
-use crate::permission::PermissionMaps;
 pub use crate::vcpu::SvmVcpu;
 
 /// The AMD-V engine.
@@ -78,7 +78,7 @@ impl Engine for Svm {
     fn new<H: Host>() -> Result<Self, OutOfMemory> {
         // SAFETY: drivers run in ring 0.
         let (features, extended) = unsafe { (Features::read(), ExtendedState::new()) };
-        Ok(Self { features, extended, maps: PermissionMaps::new::<H>()? })
+        Ok(Self { features, extended, maps: permission::maps::<H>()? })
     }
 
     fn free<H: Host>(self) {

@@ -13,6 +13,7 @@ use covisor_core::guest_registers::GuestRegisters;
 use covisor_core::host::Block;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
+use covisor_core::permission_maps::PermissionMaps;
 use covisor_core::registers::Cr0;
 use covisor_core::registers::Cr4;
 use covisor_core::registers::Gprs;
@@ -30,7 +31,6 @@ use crate::intercept;
 use crate::intercept::ControlRegisters;
 use crate::intercept::Instructions1;
 use crate::nmi::NmiState;
-use crate::permission::PermissionMaps;
 use crate::vmcb;
 use crate::vmcb::Clean;
 use crate::vmcb::INTERRUPT_SHADOW;
@@ -547,6 +547,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::npt::Npt;
+    use crate::permission;
 
     const FEATURES: Features = Features {
         next_rip_save: true,
@@ -572,7 +573,7 @@ pub(crate) mod tests {
 
     fn with_vcpu_of(features: &Features, use_vcpu: impl FnOnce(&mut SvmVcpu)) {
         let before = MockHost::blocks();
-        let maps = PermissionMaps::new::<MockHost>().unwrap();
+        let maps = permission::maps::<MockHost>().unwrap();
         let tables = NestedTables::new::<MockHost>(Npt { encrypt: 0 }, 4).unwrap();
         let extended = ExtendedState::for_tests();
         let mut vcpu = SvmVcpu::new::<MockHost>(features, &extended, &maps, tables.root(), 0).unwrap();

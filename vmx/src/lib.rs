@@ -42,9 +42,9 @@ use covisor_core::host::OutOfMemory;
 use covisor_core::host::Stay;
 use covisor_core::mitigation;
 use covisor_core::nested::NestedTables;
+use covisor_core::permission_maps::PermissionMaps;
 use covisor_core::xstate::ExtendedState;
 
-use crate::bitmap::Bitmaps;
 use crate::capability::Capabilities;
 pub use crate::cpu::Cpu;
 use crate::ept::Ept;
@@ -55,7 +55,7 @@ pub use crate::vcpu::VmxVcpu;
 pub struct Vmx {
     capabilities: Capabilities,
     extended: ExtendedState,
-    bitmaps: Bitmaps,
+    bitmaps: PermissionMaps,
     /// Whether EPT may have pages of 2 MiB.
     large_pages: bool,
 }
@@ -96,7 +96,7 @@ impl Engine for Vmx {
         let (capabilities, extended, large_pages) =
             unsafe { (Capabilities::read(), ExtendedState::new(), mitigation::large_pages_are_safe()) };
         let capabilities = capabilities.map_err(|_| OutOfMemory)?;
-        Ok(Self { capabilities, extended, bitmaps: Bitmaps::new::<H>()?, large_pages })
+        Ok(Self { capabilities, extended, bitmaps: bitmap::bitmaps::<H>()?, large_pages })
     }
 
     fn free<H: Host>(self) {
