@@ -24,12 +24,13 @@ use windows_sys::Win32::System::Services::SERVICE_START_PENDING;
 use windows_sys::Win32::System::Services::SERVICE_STATUS;
 use windows_sys::Win32::System::Services::SERVICE_STOP_PENDING;
 use windows_sys::Win32::System::Services::SERVICE_STOPPED;
+use windows_sys::Win32::System::Services::SERVICE_WIN32_OWN_PROCESS;
 
 use super::event_log;
 use super::module;
 use super::module::is;
 use super::service::Manager;
-use super::service::Program;
+use super::service::NewService;
 use super::service::Service;
 use super::service_process;
 use crate::control::END_PATIENCE;
@@ -94,13 +95,14 @@ pub fn install(machine: &str, start: Start, patience: Duration, words: &[String]
     let name = service_of(machine);
     let manager = Manager::open(true).map_err(refused)?;
     let service = manager
-        .create_program(&Program {
+        .create(&NewService {
             name: &name,
             title: &format!("covisor guest {machine}"),
-            line: &line,
+            kind: SERVICE_WIN32_OWN_PROCESS,
             start: start.number(),
+            line: line.as_ref(),
             // The driver is started before it.
-            needs: module::SERVICE,
+            needs: Some(module::SERVICE),
         })
         .map_err(refused)?;
     let configure = || {
