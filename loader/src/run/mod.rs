@@ -12,6 +12,7 @@ mod notice;
 mod openings;
 mod programs;
 mod question;
+mod requests;
 mod session;
 mod stop;
 
