@@ -9,7 +9,7 @@
 //! | `exit_code.rs`, `exits.rs` | why it exited |
 //! | `npt.rs` | nested page tables' entries |
 //! | `cpu.rs` | one physical CPU: on, off, the host's state |
-//! | `vcpu.rs` | one vCPU's registers |
+//! | `vcpu.rs`, `vcpu/registers.rs` | one vCPU, and its registers to core |
 //! | `nmi.rs` | the way out of an NMI's handler |
 //! | `offer.rs` | interrupts on a CPU that QEMU emulates |
 //! | `switch.rs` | the way in and out |

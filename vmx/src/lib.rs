@@ -10,7 +10,8 @@
 //! | `entry_check.rs` | why it was not entered |
 //! | `ept.rs` | extended page tables |
 //! | `cpu.rs`, `host_state.rs`, `syscall.rs` | one physical CPU: on, off, the host's state |
-//! | `registers.rs`, `segment.rs`, `vcpu.rs` | one vCPU's registers |
+//! | `vcpu.rs`, `vcpu/registers.rs` | one vCPU, and its registers to core |
+//! | `registers.rs`, `segment.rs` | its registers in the VMCS |
 //! | `switch.rs` | the way in and out |
 #![cfg_attr(not(test), no_std)]
 
