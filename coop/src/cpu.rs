@@ -391,9 +391,9 @@ fn map_transition<H: Host>(tables: &mut Tables, block: &BlockBox) -> Result<NonN
 mod tests {
     use covisor_core::test_support::MockHost;
     use covisor_core::xstate::ExtendedState;
+    use covisor_monitor::mmu::entry::Flags;
 
     use super::*;
-    use crate::rights::Entry;
     use crate::vm::tests::FEATURES;
     use crate::vm::tests::walk;
 
@@ -413,13 +413,13 @@ mod tests {
                 let found = walk(cpu.transition.root(), levels);
                 let block = cpu.block.0.as_ptr().addr() as u64;
                 for page in (block..block + 16 * PAGE).step_by(to_usize(PAGE)) {
-                    assert_eq!(found.get(&page), Some(&(page, Entry::WRITABLE | Entry::NO_EXECUTE)));
+                    assert_eq!(found.get(&page), Some(&(page, Flags::WRITABLE | Flags::NO_EXECUTE)));
                 }
                 let code: Vec<u64> =
                     found.keys().copied().filter(|page| !(block..block + 16 * PAGE).contains(page)).collect();
                 assert!(!code.is_empty() && code.len() <= 2, "{code:x?}");
                 for page in code {
-                    assert_eq!(found[&page], (page, Entry::empty()));
+                    assert_eq!(found[&page], (page, Flags::empty()));
                     assert!(page + PAGE > world::code().start && page < world::code().end);
                 }
             });

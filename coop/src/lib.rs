@@ -10,7 +10,7 @@
 //! | `rights.rs` | entries of page tables |
 //! | `descriptor.rs`, `control.rs` | descriptors and control registers of the monitor's world |
 //! | `vm.rs` | one VM: the monitor's memory and page tables |
-//! | `vcpu.rs` | one vCPU's registers |
+//! | `vcpu.rs`, `vcpu/registers.rs` | one vCPU, and its registers to core |
 //! | `cpu.rs` | one physical CPU: where the host's state is meanwhile |
 //! | `world.rs` | the way from world to world |
 //! | `run.rs`, `exits.rs` | the loop around it, and why it comes back |

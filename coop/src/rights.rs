@@ -1,53 +1,31 @@
-//! Entries of the monitor's page tables (SDM vol. 3, 4.5), by what may be done with a page.
+//! Entries of the monitor's page tables (SDM vol. 3, 4.5), by what may be done with a page. Where the host encrypts its memory, its
+//! addresses have the bit that says so.
 
-use bitflags::bitflags;
 use covisor_core::nested::Format;
 use covisor_core::nested::NestedTables;
-
-bitflags! {
-    /// Bits of an entry.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(crate) struct Entry: u64 {
-        /// Present.
-        const PRESENT = 1 << 0;
-        /// Writable.
-        const WRITABLE = 1 << 1;
-        /// Ring 3 may use it.
-        const USER = 1 << 2;
-        /// Set from the start, so that the CPU need not.
-        const ACCESSED = 1 << 5;
-        /// As above.
-        const DIRTY = 1 << 6;
-        /// A 2 MiB page, at level 2.
-        const LARGE = 1 << 7;
-        /// Code cannot be executed there.
-        const NO_EXECUTE = 1 << 63;
-    }
-}
-
-/// Physical address in an entry. Where the host encrypts its memory, its addresses have that bit.
-pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+use covisor_monitor::mmu::entry::Entry;
+use covisor_monitor::mmu::entry::Flags;
 
 /// Page tables of the monitor's world.
 pub(crate) type Tables = NestedTables<Rights>;
 
 /// What may be done with the pages that are mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rights(Entry);
+pub(crate) struct Rights(Flags);
 
 impl Rights {
     /// The monitor's code.
-    pub(crate) const CODE: Self = Self(Entry::empty());
+    pub(crate) const CODE: Self = Self(Flags::empty());
     /// The monitor's constants.
-    pub(crate) const CONSTANTS: Self = Self(Entry::NO_EXECUTE);
+    pub(crate) const CONSTANTS: Self = Self(Flags::NO_EXECUTE);
     /// What the monitor writes to.
-    pub(crate) const DATA: Self = Self(Entry::NO_EXECUTE.union(Entry::WRITABLE));
+    pub(crate) const DATA: Self = Self(Flags::NO_EXECUTE.union(Flags::WRITABLE));
     /// What the guest reads.
-    pub(crate) const GUEST_CONSTANTS: Self = Self(Entry::NO_EXECUTE.union(Entry::USER));
+    pub(crate) const GUEST_CONSTANTS: Self = Self(Flags::NO_EXECUTE.union(Flags::USER));
 
     /// An entry that leads to the table at `phys`.
     pub(crate) const fn directory(phys: u64) -> u64 {
-        phys | Entry::PRESENT.union(Entry::WRITABLE).union(Entry::USER).union(Entry::ACCESSED).bits()
+        phys | Flags::PRESENT.union(Flags::WRITABLE).union(Flags::USER).union(Flags::ACCESSED).bits()
     }
 }
 
@@ -58,13 +36,14 @@ impl Format for Rights {
     }
 
     fn leaf(&self, phys: u64, large: bool) -> u64 {
-        let size = if large { Entry::LARGE } else { Entry::empty() };
-        phys | (Entry::PRESENT | Entry::ACCESSED | Entry::DIRTY | size | self.0).bits()
+        let size = if large { Flags::LARGE } else { Flags::empty() };
+        // Accessed and dirty from the start, so that the CPU need not set them.
+        phys | (Flags::PRESENT | Flags::ACCESSED | Flags::DIRTY | size | self.0).bits()
     }
 
     fn next(&self, entry: u64) -> Option<u64> {
-        let table = Entry::from_bits_retain(entry).intersection(Entry::PRESENT | Entry::LARGE) == Entry::PRESENT;
-        table.then_some(entry & ADDRESS)
+        let entry = Entry(entry);
+        entry.leads_to_table().then_some(entry.page())
     }
 }
 

@@ -257,11 +257,11 @@ pub(crate) mod tests {
     use covisor_core::test_support::MockHost;
     use covisor_monitor::image::Header;
     use covisor_monitor::image::MAGIC;
+    use covisor_monitor::mmu::entry::Entry;
+    use covisor_monitor::mmu::entry::Flags;
     use zerocopy::IntoBytes;
 
     use super::*;
-    use crate::rights::ADDRESS;
-    use crate::rights::Entry;
 
     pub(crate) const FEATURES: Features = Features {
         tsc_aux: true,
@@ -295,54 +295,54 @@ pub(crate) mod tests {
 
     /// What a CPU finds that walks a table of `level`: every page that is mapped, from `base` on, with what all entries on the way
     /// allow.
-    fn walk_table(table: u64, level: u32, base: u64, above: Entry, found: &mut BTreeMap<u64, (u64, Entry)>) {
+    fn walk_table(table: u64, level: u32, base: u64, above: Flags, found: &mut BTreeMap<u64, (u64, Flags)>) {
         for index in 0..512 {
             // SAFETY: the mock host's physical addresses are its own, and the tables are alive.
             let bits = unsafe { *((table + index * 8) as *const u64) };
-            let entry = Entry::from_bits_retain(bits);
-            if !entry.contains(Entry::PRESENT) {
+            let entry = Flags::from_bits_retain(bits);
+            if !entry.contains(Flags::PRESENT) {
                 continue;
             }
             let address = base | index << (12 + 9 * (level - 1));
-            let allowed = above & entry & (Entry::WRITABLE | Entry::USER) | (above | entry) & Entry::NO_EXECUTE;
-            if level == 1 || entry.contains(Entry::LARGE) {
+            let allowed = above & entry & (Flags::WRITABLE | Flags::USER) | (above | entry) & Flags::NO_EXECUTE;
+            if level == 1 || entry.contains(Flags::LARGE) {
                 let sign = if address >> 47 & 1 == 0 { 0 } else { 0xffff << 48 };
-                found.insert(address | sign, (bits & ADDRESS, allowed | entry & Entry::LARGE));
+                found.insert(address | sign, (Entry(bits).page(), allowed | entry & Flags::LARGE));
             } else {
-                walk_table(bits & ADDRESS, level - 1, address, allowed, found);
+                walk_table(Entry(bits).page(), level - 1, address, allowed, found);
             }
         }
     }
 
     /// The same from a root on. Of 5 levels only the halves of a 4-level address space are looked at.
-    pub(crate) fn walk(root: u64, levels: u32) -> BTreeMap<u64, (u64, Entry)> {
+    pub(crate) fn walk(root: u64, levels: u32) -> BTreeMap<u64, (u64, Flags)> {
         let mut found = BTreeMap::new();
-        walk_table(root, levels, 0, Entry::WRITABLE | Entry::USER, &mut found);
+        walk_table(root, levels, 0, Flags::WRITABLE | Flags::USER, &mut found);
         found
     }
 
     /// The rights of so many pages from an address on.
-    fn expect(map: &mut BTreeMap<u64, Entry>, address: u64, pages: u64, rights: Entry) {
+    fn expect(map: &mut BTreeMap<u64, Flags>, address: u64, pages: u64, rights: Flags) {
         for page in 0..pages {
             map.insert(address + page * PAGE, rights);
         }
     }
 
     /// What the ENTRY region has to have.
-    fn entry_region() -> BTreeMap<u64, Entry> {
-        let data = Entry::WRITABLE | Entry::NO_EXECUTE;
+    fn entry_region() -> BTreeMap<u64, Flags> {
+        let data = Flags::WRITABLE | Flags::NO_EXECUTE;
         let mut expected = BTreeMap::new();
-        expect(&mut expected, layout::ENTRY, 3, Entry::empty());
+        expect(&mut expected, layout::ENTRY, 3, Flags::empty());
         expect(&mut expected, layout::AREA, 1, data);
         expect(&mut expected, layout::IST_STACKS, 4, data);
         expect(&mut expected, layout::TSS, 1, data);
-        expect(&mut expected, layout::IDT, 1, Entry::NO_EXECUTE);
+        expect(&mut expected, layout::IDT, 1, Flags::NO_EXECUTE);
         expect(&mut expected, layout::GDT, 15, data);
         expect(&mut expected, layout::LDT, 16, data);
         expected
     }
 
-    fn rights(map: BTreeMap<u64, (u64, Entry)>) -> BTreeMap<u64, Entry> {
+    fn rights(map: BTreeMap<u64, (u64, Flags)>) -> BTreeMap<u64, Flags> {
         map.into_iter().map(|(address, (_, rights))| (address, rights)).collect()
     }
 
@@ -351,19 +351,19 @@ pub(crate) mod tests {
         with_vm(&FEATURES, |vm| {
             vm.map::<MockHost>(0, 0x4000_0000, ORDER_2M).unwrap();
             vm.map::<MockHost>(0x20_0000, 0x5000, 0).unwrap();
-            let data = Entry::WRITABLE | Entry::NO_EXECUTE;
+            let data = Flags::WRITABLE | Flags::NO_EXECUTE;
             let mut expected = entry_region();
-            expect(&mut expected, layout::IMAGE, 2, Entry::empty());
-            expect(&mut expected, layout::IMAGE + 0x2000, 1, Entry::NO_EXECUTE);
+            expect(&mut expected, layout::IMAGE, 2, Flags::empty());
+            expect(&mut expected, layout::IMAGE + 0x2000, 1, Flags::NO_EXECUTE);
             expect(&mut expected, layout::STATE, layout::STATE_PAGES, data);
             expect(&mut expected, layout::SHARED_INFO, 1, data);
             expect(&mut expected, layout::STACK, layout::STACK_PAGES, data);
             // 513 frames.
-            expect(&mut expected, layout::M2P, 2, Entry::USER | Entry::NO_EXECUTE);
+            expect(&mut expected, layout::M2P, 2, Flags::USER | Flags::NO_EXECUTE);
             expect(&mut expected, layout::FRAMES, 3, data);
             expect(&mut expected, layout::SHADOWS, 2, data);
             expect(&mut expected, layout::POOL, 264, data);
-            expect(&mut expected, layout::RAM, 1, data | Entry::LARGE);
+            expect(&mut expected, layout::RAM, 1, data | Flags::LARGE);
             expect(&mut expected, layout::RAM + 0x20_0000, 1, data);
             let root = vm.root.root();
             assert_eq!(rights(walk(root, 4)), expected);
@@ -390,7 +390,13 @@ pub(crate) mod tests {
             assert_eq!(kernel_root, kernel);
             assert_eq!(rights(user_root), entry_region());
             let mut region = BTreeMap::new();
-            walk_table(vm.entry_region() & ADDRESS, 2, layout::ENTRY & 0xffff_ffff_ffff, Entry::WRITABLE, &mut region);
+            walk_table(
+                Entry(vm.entry_region()).page(),
+                2,
+                layout::ENTRY & 0xffff_ffff_ffff,
+                Flags::WRITABLE,
+                &mut region,
+            );
             assert_eq!(rights(region), entry_region());
         });
     }

@@ -9,7 +9,7 @@
 //! | `exit_code.rs`, `exits.rs` | why it exited |
 //! | `npt.rs` | nested page tables' entries |
 //! | `cpu.rs` | one physical CPU: on, off, the host's state |
-//! | `vcpu.rs` | one vCPU's registers |
+//! | `vcpu.rs`, `vcpu/registers.rs` | one vCPU, and its registers to core |
 //! | `nmi.rs` | the way out of an NMI's handler |
 //! | `offer.rs` | interrupts on a CPU that QEMU emulates |
 //! | `switch.rs` | the way in and out |
@@ -38,13 +38,13 @@ use covisor_core::engine::ExitHandler;
 use covisor_core::engine::VcpuConfig;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
+use covisor_core::permission_maps::PermissionMaps;
 use covisor_core::xstate::ExtendedState;
 
 pub use crate::cpu::Cpu;
 use crate::features::Features;
 use crate::npt::NestedTables;
 use crate::npt::Npt;
-use crate::permission::PermissionMaps;
 pub use crate::vcpu::SvmVcpu;
 
 /// The AMD-V engine.
@@ -78,7 +78,7 @@ impl Engine for Svm {
     fn new<H: Host>() -> Result<Self, OutOfMemory> {
         // SAFETY: drivers run in ring 0.
         let (features, extended) = unsafe { (Features::read(), ExtendedState::new()) };
-        Ok(Self { features, extended, maps: PermissionMaps::new::<H>()? })
+        Ok(Self { features, extended, maps: permission::maps::<H>()? })
     }
 
     fn free<H: Host>(self) {

@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn test_a_delivery_that_an_exit_interrupts_is_one_offer_still() {
-        let interrupt = Event::encode(Injection::Interrupt(0x31));
+        let interrupt = Event::encode(Injection::Interrupt(0x31), true);
         with_vcpu_of_qemu(|vcpu| {
             vcpu.inject(Injection::Interrupt(0x31));
             exit(vcpu, false);

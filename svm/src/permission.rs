@@ -1,21 +1,14 @@
-//! I/O and MSR permission maps (APM vol. 2, 15.10 and 15.11). One pair serves all VMs: the policy is core's.
+//! What the bits of I/O and MSR permission maps mean (APM vol. 2, 15.10 and 15.11).
 
-use covisor_core::host::Block;
 use covisor_core::host::Host;
 use covisor_core::host::OutOfMemory;
 use covisor_core::msr::PASSED_THROUGH;
+use covisor_core::permission_maps::PermissionMaps;
 
 /// The I/O map takes 12 KiB: 64 Ki ports at a bit each, and the third page for accesses that run over port 0xffff.
 const IO_ORDER: u32 = 2;
 /// The MSR map takes 8 KiB: three ranges of 8 Ki MSRs at two bits each, and a reserved quarter.
 const MSR_ORDER: u32 = 1;
-
-/// The two maps.
-#[derive(Debug)]
-pub(crate) struct PermissionMaps {
-    io: Block,
-    msr: Block,
-}
 
 /// Byte offset and bit of an MSR's read permission; the write permission is the next bit.
 fn msr_bit(msr: u32) -> Option<(usize, u8)> {
@@ -28,45 +21,13 @@ fn msr_bit(msr: u32) -> Option<(usize, u8)> {
     Some((base + (range / 4) as usize, (range % 4 * 2).to_le_bytes()[0]))
 }
 
-impl PermissionMaps {
-    /// Everything exits but [`PASSED_THROUGH`].
-    pub(crate) fn new<H: Host>() -> Result<Self, OutOfMemory> {
-        let io = H::alloc_block(IO_ORDER).ok_or(OutOfMemory)?;
-        let Some(msr) = H::alloc_block(MSR_ORDER) else {
-            // SAFETY: just allocated, unused.
-            unsafe { H::free_block(io) };
-            return Err(OutOfMemory);
-        };
-        // SAFETY: the blocks have these sizes and are ours alone.
-        let map = unsafe {
-            io.virt.as_ptr().write_bytes(0xff, 4096 << IO_ORDER);
-            core::slice::from_raw_parts_mut(msr.virt.as_ptr(), 4096 << MSR_ORDER)
-        };
-        fill_msr_map(map);
-        Ok(Self { io, msr })
-    }
-
-    pub(crate) fn free<H: Host>(self) {
-        // SAFETY: allocated in new(), and no VMCB names them any more.
-        unsafe {
-            H::free_block(self.io);
-            H::free_block(self.msr);
-        }
-    }
-
-    /// Physical address of the I/O map.
-    pub(crate) fn io(&self) -> u64 {
-        self.io.phys
-    }
-
-    /// Physical address of the MSR map.
-    pub(crate) fn msr(&self) -> u64 {
-        self.msr.phys
-    }
+/// Maps by which everything exits but [`PASSED_THROUGH`].
+pub(crate) fn maps<H: Host>() -> Result<PermissionMaps, OutOfMemory> {
+    PermissionMaps::new::<H>(IO_ORDER, MSR_ORDER, open_msrs)
 }
 
-fn fill_msr_map(map: &mut [u8]) {
-    map.fill(0xff);
+/// Lets [`PASSED_THROUGH`] pass, in a map of ones.
+fn open_msrs(map: &mut [u8]) {
     for (byte, bit) in PASSED_THROUGH.into_iter().filter_map(msr_bit) {
         map[byte] &= !(3 << bit);
     }
@@ -78,8 +39,8 @@ mod tests {
 
     #[test]
     fn test_attack_every_msr_exits_but_those_passed_through() {
-        let mut map = vec![0; 4096 << MSR_ORDER];
-        fill_msr_map(&mut map);
+        let mut map = vec![0xff; 4096 << MSR_ORDER];
+        open_msrs(&mut map);
         let ranges = [0..=0x1fff, 0xc000_0000..=0xc000_1fff, 0xc001_0000..=0xc001_1fff];
         for msr in ranges.into_iter().flatten() {
             let (byte, bit) = msr_bit(msr).unwrap();

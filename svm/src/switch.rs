@@ -18,15 +18,16 @@
 //! on the way out.
 
 use core::arch::asm;
-use core::mem::offset_of;
 
+use covisor_abi::clear_kept_registers;
+use covisor_abi::load_gprs;
+use covisor_abi::store_gprs;
 use covisor_core::delivery::Event;
 use covisor_core::engine::ExitHandler;
 use covisor_core::engine::Next;
 use covisor_core::engine::Vcpu;
 use covisor_core::instructions::fill_return_stack;
 use covisor_core::instructions::raise_machine_check;
-use covisor_core::registers::Gprs;
 
 use crate::Cpu;
 use crate::Svm;
@@ -104,45 +105,13 @@ unsafe fn enter_loop<X: ExitHandler<Svm>>(vcpu: &mut SvmVcpu, handler: &mut X) {
             // In: all general registers but RAX and RSP, which are in the VMCB.
             "2:",
             "mov rax, [rsp]",
-            "mov rcx, [rax + {rcx}]",
-            "mov rdx, [rax + {rdx}]",
-            "mov rbx, [rax + {rbx}]",
-            "mov rbp, [rax + {rbp}]",
-            "mov rsi, [rax + {rsi}]",
-            "mov rdi, [rax + {rdi}]",
-            "mov r8, [rax + {r8}]",
-            "mov r9, [rax + {r9}]",
-            "mov r10, [rax + {r10}]",
-            "mov r11, [rax + {r11}]",
-            "mov r12, [rax + {r12}]",
-            "mov r13, [rax + {r13}]",
-            "mov r14, [rax + {r14}]",
-            "mov r15, [rax + {r15}]",
+            load_gprs!("rax"),
             "mov rax, [rax + {vmcb}]",
             "vmrun rax",
             // Out: RAX is ours again, the guest's is in the VMCB.
             "mov rax, [rsp]",
-            "mov [rax + {rcx}], rcx",
-            "mov [rax + {rdx}], rdx",
-            "mov [rax + {rbx}], rbx",
-            "mov [rax + {rbp}], rbp",
-            "mov [rax + {rsi}], rsi",
-            "mov [rax + {rdi}], rdi",
-            "mov [rax + {r8}], r8",
-            "mov [rax + {r9}], r9",
-            "mov [rax + {r10}], r10",
-            "mov [rax + {r11}], r11",
-            "mov [rax + {r12}], r12",
-            "mov [rax + {r13}], r13",
-            "mov [rax + {r14}], r14",
-            "mov [rax + {r15}], r15",
-            // Registers that the handler would carry along hold nothing of the guest that could steer its speculation.
-            "xor ebx, ebx",
-            "xor ebp, ebp",
-            "xor r12d, r12d",
-            "xor r13d, r13d",
-            "xor r14d, r14d",
-            "xor r15d, r15d",
+            store_gprs!("rax"),
+            clear_kept_registers!(),
             "mov rdi, [rsp + 8]",
             "call {on_exit}",
             "test eax, eax",
@@ -153,20 +122,6 @@ unsafe fn enter_loop<X: ExitHandler<Svm>>(vcpu: &mut SvmVcpu, handler: &mut X) {
             inout("rdi") &raw mut context => _,
             inout("rsi") context.vcpu => _,
             on_exit = sym on_exit::<X>,
-            rcx = const offset_of!(Gprs, rcx),
-            rdx = const offset_of!(Gprs, rdx),
-            rbx = const offset_of!(Gprs, rbx),
-            rbp = const offset_of!(Gprs, rbp),
-            rsi = const offset_of!(Gprs, rsi),
-            rdi = const offset_of!(Gprs, rdi),
-            r8 = const offset_of!(Gprs, r8),
-            r9 = const offset_of!(Gprs, r9),
-            r10 = const offset_of!(Gprs, r10),
-            r11 = const offset_of!(Gprs, r11),
-            r12 = const offset_of!(Gprs, r12),
-            r13 = const offset_of!(Gprs, r13),
-            r14 = const offset_of!(Gprs, r14),
-            r15 = const offset_of!(Gprs, r15),
             vmcb = const SvmVcpu::VMCB_PA_OFFSET,
             clobber_abi("sysv64"),
             out("r12") _, out("r13") _, out("r14") _, out("r15") _,

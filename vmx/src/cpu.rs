@@ -7,13 +7,14 @@ use covisor_core::host_registers::HostRegisters;
 use covisor_core::instructions as insn;
 use covisor_core::mitigation::Mitigations;
 use covisor_core::msr::index;
+use covisor_core::permission_maps::PermissionMaps;
 use covisor_core::tlb_tag::Tags;
 use covisor_core::xstate::Area;
 use covisor_core::xstate::ExtendedState;
 
 use crate::Vmx;
 use crate::VmxVcpu;
-use crate::bitmap::Bitmaps;
+use crate::bitmap;
 use crate::capability;
 use crate::capability::Capabilities;
 use crate::capability::FEATURES_LOCKED;
@@ -266,10 +267,10 @@ impl Cpu {
 ///
 /// # Safety
 /// The vCPU's VMCS is current.
-unsafe fn write_controls(capabilities: &Capabilities, bitmaps: &Bitmaps, vcpu: &VmxVcpu) {
+unsafe fn write_controls(capabilities: &Capabilities, bitmaps: &PermissionMaps, vcpu: &VmxVcpu) {
     /// No shadow VMCS.
     const NO_LINK: u64 = !0;
-    let [io_a, io_b] = bitmaps.io();
+    let [io_a, io_b] = bitmap::io(bitmaps);
     for (field, value) in [
         (Field::PIN_CONTROLS, u64::from(capabilities.pin)),
         (Field::SECONDARY_CONTROLS, u64::from(capabilities.secondary.bits())),

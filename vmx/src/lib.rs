@@ -10,7 +10,8 @@
 //! | `entry_check.rs` | why it was not entered |
 //! | `ept.rs` | extended page tables |
 //! | `cpu.rs`, `host_state.rs`, `syscall.rs` | one physical CPU: on, off, the host's state |
-//! | `registers.rs`, `segment.rs`, `vcpu.rs` | one vCPU's registers |
+//! | `vcpu.rs`, `vcpu/registers.rs` | one vCPU, and its registers to core |
+//! | `registers.rs`, `segment.rs` | its registers in the VMCS |
 //! | `switch.rs` | the way in and out |
 #![cfg_attr(not(test), no_std)]
 
@@ -42,9 +43,9 @@ use covisor_core::host::OutOfMemory;
 use covisor_core::host::Stay;
 use covisor_core::mitigation;
 use covisor_core::nested::NestedTables;
+use covisor_core::permission_maps::PermissionMaps;
 use covisor_core::xstate::ExtendedState;
 
-use crate::bitmap::Bitmaps;
 use crate::capability::Capabilities;
 pub use crate::cpu::Cpu;
 use crate::ept::Ept;
@@ -55,7 +56,7 @@ pub use crate::vcpu::VmxVcpu;
 pub struct Vmx {
     capabilities: Capabilities,
     extended: ExtendedState,
-    bitmaps: Bitmaps,
+    bitmaps: PermissionMaps,
     /// Whether EPT may have pages of 2 MiB.
     large_pages: bool,
 }
@@ -96,7 +97,7 @@ impl Engine for Vmx {
         let (capabilities, extended, large_pages) =
             unsafe { (Capabilities::read(), ExtendedState::new(), mitigation::large_pages_are_safe()) };
         let capabilities = capabilities.map_err(|_| OutOfMemory)?;
-        Ok(Self { capabilities, extended, bitmaps: Bitmaps::new::<H>()?, large_pages })
+        Ok(Self { capabilities, extended, bitmaps: bitmap::bitmaps::<H>()?, large_pages })
     }
 
     fn free<H: Host>(self) {

@@ -34,6 +34,8 @@ pub struct Registers {
     pub r14: u64,
     pub r15: u64,
 }
+const_assert_eq!(offset_of!(Registers, rdi), 7 * 8);
+const_assert_eq!(offset_of!(Registers, r15), 15 * 8);
 
 impl Registers {
     /// Register `number` of the instruction encoding; only its low four bits count, and 4 is not RSP (see there).
@@ -65,6 +67,8 @@ pub struct Frame {
     pub ss: u64,
 }
 const_assert_eq!(size_of::<Frame>(), 184);
+// The entry code stores them where the frame begins.
+const_assert_eq!(offset_of!(Frame, registers), 0);
 
 /// [`Frame::vector`] of SYSCALL from 64-bit code.
 pub const SYSCALL: u64 = 0x100;

@@ -13,6 +13,9 @@
 use core::arch::global_asm;
 use core::mem::offset_of;
 
+use covisor_abi::clear_kept_registers;
+use covisor_abi::load_gprs;
+use covisor_abi::store_gprs;
 use covisor_monitor::area::ATTENTION;
 use covisor_monitor::area::Area;
 use covisor_monitor::area::DR6_RESET;
@@ -38,13 +41,6 @@ const DEBUG: u64 = 1;
 /// Offset of a field of the area from its frame, which RSP points to.
 const fn from_frame(offset: usize) -> i64 {
     offset as i64 - offset_of!(Area, frame) as i64
-}
-
-/// Offset of a register in the frame, from the frame.
-macro_rules! register {
-    ($name:ident) => {
-        offset_of!(Frame, registers) + offset_of!(Registers, $name)
-    };
 }
 
 global_asm!(
@@ -244,20 +240,7 @@ global_asm!(
     "monitor_save_and_serve:",
     "sub rsp, {registers_size}",
     "mov [rsp + {rax}], rax",
-    "mov [rsp + {rcx}], rcx",
-    "mov [rsp + {rdx}], rdx",
-    "mov [rsp + {rbx}], rbx",
-    "mov [rsp + {rbp}], rbp",
-    "mov [rsp + {rsi}], rsi",
-    "mov [rsp + {rdi}], rdi",
-    "mov [rsp + {r8}], r8",
-    "mov [rsp + {r9}], r9",
-    "mov [rsp + {r10}], r10",
-    "mov [rsp + {r11}], r11",
-    "mov [rsp + {r12}], r12",
-    "mov [rsp + {r13}], r13",
-    "mov [rsp + {r14}], r14",
-    "mov [rsp + {r15}], r15",
+    store_gprs!("rsp"),
     // In the kernel's root all of the monitor is there.
     "cmp qword ptr [rsp + {mode}], 0",
     "je 2f",
@@ -266,13 +249,7 @@ global_asm!(
     "2:",
     "movabs rsp, {stack_top}",
     "cld",
-    // Nothing of the guest is left that could steer what comes.
-    "xor ebx, ebx",
-    "xor ebp, ebp",
-    "xor r12d, r12d",
-    "xor r13d, r13d",
-    "xor r14d, r14d",
-    "xor r15d, r15d",
+    clear_kept_registers!(),
     "call {serve_trap}",
     "test eax, eax",
     "jnz monitor_to_host",
@@ -289,20 +266,7 @@ global_asm!(
     "mov cr3, rax",
     "2:",
     "mov rax, [rsp + {rax}]",
-    "mov rcx, [rsp + {rcx}]",
-    "mov rdx, [rsp + {rdx}]",
-    "mov rbx, [rsp + {rbx}]",
-    "mov rbp, [rsp + {rbp}]",
-    "mov rsi, [rsp + {rsi}]",
-    "mov rdi, [rsp + {rdi}]",
-    "mov r8, [rsp + {r8}]",
-    "mov r9, [rsp + {r9}]",
-    "mov r10, [rsp + {r10}]",
-    "mov r11, [rsp + {r11}]",
-    "mov r12, [rsp + {r12}]",
-    "mov r13, [rsp + {r13}]",
-    "mov r14, [rsp + {r14}]",
-    "mov r15, [rsp + {r15}]",
+    load_gprs!("rsp"),
     "lea rsp, [rsp + {rip}]",
     "monitor_iretq:",
     "iretq",
@@ -456,20 +420,7 @@ global_asm!(
     "pop rax",
     "movabs rsp, {frame}",
     "mov [rsp + {rax}], rax",
-    "mov [rsp + {rcx}], rcx",
-    "mov [rsp + {rdx}], rdx",
-    "mov [rsp + {rbx}], rbx",
-    "mov [rsp + {rbp}], rbp",
-    "mov [rsp + {rsi}], rsi",
-    "mov [rsp + {rdi}], rdi",
-    "mov [rsp + {r8}], r8",
-    "mov [rsp + {r9}], r9",
-    "mov [rsp + {r10}], r10",
-    "mov [rsp + {r11}], r11",
-    "mov [rsp + {r12}], r12",
-    "mov [rsp + {r13}], r13",
-    "mov [rsp + {r14}], r14",
-    "mov [rsp + {r15}], r15",
+    store_gprs!("rsp"),
     "mov rax, [rsp + {kernel_cr3}]",
     "mov cr3, rax",
     "mov rdi, [rip + monitor_area + {scratch}]",
@@ -530,21 +481,7 @@ global_asm!(
     syscall = const SYSCALL,
     syscall32 = const SYSCALL32,
     registers_size = const size_of::<Registers>(),
-    rax = const register!(rax),
-    rcx = const register!(rcx),
-    rdx = const register!(rdx),
-    rbx = const register!(rbx),
-    rbp = const register!(rbp),
-    rsi = const register!(rsi),
-    rdi = const register!(rdi),
-    r8 = const register!(r8),
-    r9 = const register!(r9),
-    r10 = const register!(r10),
-    r11 = const register!(r11),
-    r12 = const register!(r12),
-    r13 = const register!(r13),
-    r14 = const register!(r14),
-    r15 = const register!(r15),
+    rax = const offset_of!(Frame, registers) + offset_of!(Registers, rax),
     rip = const offset_of!(Frame, rip),
     vector = const offset_of!(Area, frame) + offset_of!(Frame, vector),
     mode = const from_frame(offset_of!(Area, mode)),

@@ -41,5 +41,6 @@ pub mod port;
 pub mod report;
 pub mod rng;
 pub mod start;
+pub mod time_info;
 pub mod user;
 pub mod xen;

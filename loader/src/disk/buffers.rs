@@ -1,5 +1,7 @@
 //! Buffers of a request, taken piece by piece: an image seldom has in one piece what the guest sees in one.
 
+use std::io;
+
 use vm_memory::VolatileSlice;
 
 /// Zeroes to copy from.
@@ -24,6 +26,28 @@ pub fn fill_with_zeroes(buffers: &[VolatileSlice<'_>]) {
             done += count;
         }
     }
+}
+
+/// Stores zeroes from `offset` on, `length` bytes, by `write`, which stores buffers at a position: for a range that there is no better
+/// way to have read zeroes.
+///
+/// # Errors
+/// Those of `write`.
+pub fn write_zero_bytes(
+    mut offset: u64,
+    mut length: u64,
+    mut write: impl FnMut(u64, &[VolatileSlice<'_>]) -> io::Result<()>,
+) -> io::Result<()> {
+    let at_most = |length: u64| usize::try_from(length).unwrap_or(usize::MAX);
+    // A slice of volatile memory is made of what can be written, so the static ones do not serve.
+    let mut zeroes = vec![0; ZEROES.len().min(at_most(length))];
+    while length > 0 {
+        let count = zeroes.len().min(at_most(length));
+        write(offset, &[VolatileSlice::from(&mut zeroes[..count])])?;
+        offset += count as u64;
+        length -= count as u64;
+    }
+    Ok(())
 }
 
 /// Copies `bytes` into the buffers, as far as they go.
@@ -94,6 +118,23 @@ mod tests {
         fill_with_zeroes(&[VolatileSlice::from(&mut bytes[1..])]);
         assert_eq!(bytes[0], 1);
         assert!(bytes[1..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn test_zeroes_are_written_piece_by_piece_until_one_fails() {
+        let mut written = Vec::new();
+        let done = write_zero_bytes(7, 150_000, |offset, zeroes| {
+            written.push((offset, total(zeroes)));
+            Ok(())
+        });
+        assert!(done.is_ok());
+        assert_eq!(written, [(7, 65_536), (65_543, 65_536), (131_079, 18_928)]);
+        let full = write_zero_bytes(0, 150_000, |offset, _| match offset {
+            0 => Ok(()),
+            65_536 => Err(io::ErrorKind::StorageFull.into()),
+            _ => panic!("it goes on behind an error"),
+        });
+        assert_eq!(full.map_err(|error| error.kind()), Err(io::ErrorKind::StorageFull));
     }
 
     proptest! {

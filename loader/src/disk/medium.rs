@@ -11,6 +11,7 @@ use vm_memory::VolatileSlice;
 use super::Run;
 use super::buffers::fill_with_zeroes;
 use super::buffers::total;
+use super::buffers::write_zero_bytes;
 use crate::platform::lock;
 use crate::sys::disk;
 use crate::sys::disk::OpenError;
@@ -119,19 +120,11 @@ impl dyn Medium + '_ {
             }
         }
         let result = self.zero_range(offset, length);
-        if is_unsupported(&result) { self.write_zero_bytes(offset, length) } else { result }
-    }
-
-    /// Writes zeroes where the host has no better way.
-    fn write_zero_bytes(&self, mut offset: u64, mut length: u64) -> io::Result<()> {
-        let mut zeroes = vec![0; 64 * 1024];
-        while length > 0 {
-            let count = zeroes.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-            self.write_at(offset, &[VolatileSlice::from(&mut zeroes[..count])])?;
-            offset += count as u64;
-            length -= count as u64;
+        if is_unsupported(&result) {
+            write_zero_bytes(offset, length, |offset, zeroes| self.write_at(offset, zeroes))
+        } else {
+            result
         }
-        Ok(())
     }
 }
 

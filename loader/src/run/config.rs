@@ -1,6 +1,5 @@
 //! What to run, checked as far as it can be before anything is made.
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -11,44 +10,27 @@ use covisor_abi::EngineKind;
 use covisor_abi::PAGE_SIZE;
 use covisor_abi::VcpuState;
 use covisor_abi::paravirtual::RAM_LIMIT;
-use covisor_exec_protocol::EncodeError;
 use covisor_exec_protocol::ToGuest;
-use thiserror::Error;
 
-use crate::disk;
-use crate::disk::BlockBackend;
-use crate::disk::DiskError;
-use crate::disk::Format;
 use crate::kernel::Image;
-use crate::kernel::KernelError;
 use crate::kernel::KernelFile;
 use crate::kernel::Plan;
 use crate::kernel::Request;
 use crate::layout::Model;
 use crate::layout::Ram;
-use crate::net::Backend;
-use crate::net::Captured;
-use crate::net::Mac;
-use crate::net::nat::Nat;
-use crate::net::nat::NatError;
 use crate::net::spec::Adapter;
-use crate::net::spec::MOST_ADAPTERS;
-use crate::net::spec::Network;
-use crate::net::tap::TapError;
-use crate::net::tap::TapLink;
 use crate::platform::GuestRam;
+use crate::run::AttachedNetwork;
+use crate::run::ConfigError;
+use crate::run::Disk;
+use crate::run::NamedDisk;
+use crate::run::OpenShare;
 use crate::run::Program;
-use crate::run::notice;
-use crate::share::FileSystem;
 use crate::share::Share;
-use crate::share::Tag;
 use crate::sys::host;
-use crate::sys::share;
 
-/// Most shared folders of a guest.
-const MOST_SHARES: usize = 8;
 /// Longest name of a machine: a socket's path is short.
-const MAX_NAME: usize = 48;
+pub(super) const MAX_NAME: usize = 48;
 
 /// Which device is the guest's console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,41 +39,6 @@ pub enum Console {
     Hvc,
     /// The serial port, `ttyS0`. A paravirtual machine has none: there it is `hvc0` after the kernel's earliest messages.
     Serial,
-}
-
-/// A disk of the guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Disk {
-    /// What it is called by commands and messages.
-    pub name: String,
-    /// The image or the host's block device.
-    pub path: PathBuf,
-    /// The guest may not write it.
-    pub read_only: bool,
-    /// The image's format; without one, the file's name says it.
-    pub format: Option<Format>,
-}
-
-/// What the disk of this number is called: the first is 0.
-#[must_use]
-pub fn disk_name(number: u32) -> String {
-    format!("disk{number}")
-}
-
-impl Disk {
-    /// Opens and locks it.
-    ///
-    /// # Errors
-    /// It cannot be used.
-    pub fn open(&self) -> Result<Box<dyn BlockBackend>, DiskError> {
-        disk::open(&self.path, self.format, self.read_only)
-    }
-
-    /// Its format.
-    #[must_use]
-    pub fn format(&self) -> Format {
-        self.format.unwrap_or_else(|| Format::of_name(&self.path))
-    }
 }
 
 /// What the user wants to run.
@@ -137,136 +84,6 @@ pub struct Config {
     pub verbose: bool,
 }
 
-/// What is wrong with a configuration.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The name cannot be a file's.
-    #[error(
-        "{0:?} cannot be a machine's name: use up to {MAX_NAME} letters, digits, `.`, `_` and `-`, with a letter first"
-    )]
-    BadName(String),
-    /// Another machine has the name.
-    #[error("a machine named {0} runs already: choose another --name, or end it by `covisor stop {0}`")]
-    NameTaken(String),
-    /// No RAM.
-    #[error("a guest needs memory: give it some by --mem, such as --mem 512")]
-    NoMemory,
-    /// RAM that is no whole number of pages.
-    #[error("--mem must be a whole number of KiB that 4 divides")]
-    UnevenMemory,
-    /// More RAM than the host has.
-    #[error("the guest wants {} MiB of memory, the host has {} MiB available: lower --mem", .wanted >> 20, .available >> 20)]
-    TooMuchMemory {
-        /// What was asked for.
-        wanted: u64,
-        /// What there is.
-        available: u64,
-    },
-    /// More RAM than a paravirtual guest can have.
-    #[error("engine coop gives a guest at most {} MiB of memory, not {}: lower --mem", RAM_LIMIT >> 20, .0 >> 20)]
-    TooMuchForCoop(u64),
-    /// No vCPU.
-    #[error("a guest needs a CPU: --cpus must be 1 or more")]
-    NoCpus,
-    /// More vCPUs than this version can run.
-    #[error("this version of covisor runs guests with one CPU only: leave --cpus at 1")]
-    ManyCpus,
-    /// A file cannot be opened.
-    #[error("{what} {path}: {reason}", path = .path.display(), reason = describe(.source))]
-    Open {
-        /// What it is for.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the host says.
-        source: io::Error,
-    },
-    /// The kernel is bad, or does not fit.
-    #[error("kernel {path}: {source}", path = .path.display())]
-    Kernel {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: KernelError,
-    },
-    /// The initial RAM disk is empty.
-    #[error("initrd {}: it is empty", .0.display())]
-    EmptyInitrd(PathBuf),
-    /// A disk cannot be used.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// Too many network adapters.
-    #[error("a guest has at most {MOST_ADAPTERS} network adapters")]
-    ManyAdapters,
-    /// Two adapters with one address.
-    #[error("two network adapters have the MAC address {0}")]
-    SameMac(Mac),
-    /// A network cannot be had.
-    #[error(transparent)]
-    Network(#[from] NatError),
-    /// An interface of the host's cannot be had.
-    #[error(transparent)]
-    Tap(#[from] TapError),
-    /// The file for an adapter's frames cannot be written.
-    #[error("capture {path}: {reason}", path = .path.display(), reason = describe(.source))]
-    Capture {
-        /// The file.
-        path: PathBuf,
-        /// What the host says.
-        source: io::Error,
-    },
-    /// A program of the host's cannot be started.
-    #[error("program {path}: {reason}", path = .path.display(), reason = describe(.source))]
-    Program {
-        /// Its file.
-        path: PathBuf,
-        /// What the host says.
-        source: io::Error,
-    },
-    /// Too many shared folders.
-    #[error("a guest has at most {MOST_SHARES} shared folders")]
-    ManyShares,
-    /// Two shared folders with one tag.
-    #[error("two shared folders have the tag {0}: give one another, as in --share FOLDER,tag=NAME")]
-    SameTag(Tag),
-    /// A folder cannot be shared.
-    #[error("share {path}: {reason}", path = .path.display(), reason = describe_folder(.source))]
-    Share {
-        /// The folder.
-        path: PathBuf,
-        /// What the host says.
-        source: io::Error,
-    },
-    /// The command is too long.
-    #[error("--exec: {0}")]
-    Exec(#[from] EncodeError),
-}
-
-/// The host's error about a folder.
-fn describe_folder(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "there is no such folder".to_owned(),
-        io::ErrorKind::NotADirectory => "it is no folder".to_owned(),
-        _ => describe(error),
-    }
-}
-
-/// The host's error about a file, without its number.
-pub(crate) fn describe(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::NotFound => "there is no such file".to_owned(),
-        io::ErrorKind::PermissionDenied => "you may not read it".to_owned(),
-        io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
-        _ => {
-            let text = error.to_string();
-            match text.find(" (os error") {
-                Some(end) => text[..end].to_owned(),
-                None => text,
-            }
-        }
-    }
-}
-
 /// A configuration that was found good: its files are open, its kernel fits.
 #[derive(Debug)]
 pub struct Prepared {
@@ -287,39 +104,6 @@ pub struct Prepared {
     networks: Option<Vec<AttachedNetwork>>,
     /// The shared folders, likewise.
     shares: Option<Vec<OpenShare>>,
-}
-
-/// An open disk, with its name.
-pub type NamedDisk = (String, Box<dyn BlockBackend>);
-
-/// What an adapter is connected to, with its address.
-pub struct AttachedNetwork {
-    /// The adapter's address.
-    pub mac: Mac,
-    /// The network.
-    pub backend: Box<dyn Backend>,
-}
-
-impl fmt::Debug for AttachedNetwork {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("AttachedNetwork").field("mac", &self.mac).finish_non_exhaustive()
-    }
-}
-
-/// A folder that is open to be shared.
-pub struct OpenShare {
-    /// What the guest calls it.
-    pub tag: Tag,
-    /// What is in it.
-    pub files: Box<dyn FileSystem>,
-    /// The guest cannot write it.
-    pub read_only: bool,
-}
-
-impl fmt::Debug for OpenShare {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("OpenShare").field("tag", &self.tag).finish_non_exhaustive()
-    }
 }
 
 impl Config {
@@ -381,59 +165,6 @@ impl Config {
             }
         };
         plan().map_err(|source| ConfigError::Kernel { path: self.kernel.clone(), source })
-    }
-
-    fn open_disks(&self) -> Result<Vec<NamedDisk>, ConfigError> {
-        self.disks.iter().map(|disk| Ok((disk.name.clone(), disk.open()?))).collect()
-    }
-
-    fn open_networks(&self) -> Result<Vec<AttachedNetwork>, ConfigError> {
-        if self.adapters.len() > MOST_ADAPTERS {
-            return Err(ConfigError::ManyAdapters);
-        }
-        let mut networks: Vec<AttachedNetwork> = Vec::new();
-        for (number, adapter) in (0..).zip(&self.adapters) {
-            let mac = adapter.mac.unwrap_or_else(|| Mac::of_machine(&self.name, number.into()));
-            if networks.iter().any(|other| other.mac == mac) {
-                return Err(ConfigError::SameMac(mac));
-            }
-            let backend: Box<dyn Backend> = match &adapter.network {
-                Network::Nat { forwards, reach } => Box::new(Nat::new(number, mac, adapter.mtu, forwards, *reach)?),
-                Network::Tap { name, bridge } => {
-                    let link = TapLink::new(name.as_deref(), adapter.mtu, bridge.as_deref())?;
-                    if name.is_none() {
-                        notice(format_args!("network adapter {number} is the host's interface {}", link.name()));
-                    }
-                    Box::new(link)
-                }
-            };
-            let backend: Box<dyn Backend> = match &adapter.capture {
-                None => backend,
-                Some(path) => {
-                    let refuse = |source| ConfigError::Capture { path: path.clone(), source };
-                    Box::new(Captured::new(backend, path).map_err(refuse)?)
-                }
-            };
-            networks.push(AttachedNetwork { mac, backend });
-        }
-        Ok(networks)
-    }
-
-    fn open_shares(&self) -> Result<Vec<OpenShare>, ConfigError> {
-        if self.shares.len() > MOST_SHARES {
-            return Err(ConfigError::ManyShares);
-        }
-        let mut shares: Vec<OpenShare> = Vec::new();
-        for (number, share) in self.shares.iter().enumerate() {
-            let tag = share.tag.clone().unwrap_or_else(|| Tag::numbered(number));
-            if shares.iter().any(|other| other.tag == tag) {
-                return Err(ConfigError::SameTag(tag));
-            }
-            let refuse = |source| ConfigError::Share { path: share.folder.clone(), source };
-            let files = share::open(&share.folder, share.read_only, share.mapping).map_err(refuse)?;
-            shares.push(OpenShare { tag, files, read_only: share.read_only });
-        }
-        Ok(shares)
     }
 
     /// The kernel's command line: what the user says, and what they would have to say each time.

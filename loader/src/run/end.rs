@@ -7,7 +7,7 @@ use covisor_exec_protocol::DecodeError;
 use thiserror::Error;
 
 use crate::driver::DriverError;
-use crate::run::config::ConfigError;
+use crate::run::ConfigError;
 use crate::vcpu::VcpuEnd;
 
 /// A run that ended as it should.

@@ -1,8 +1,10 @@
 //! Running a machine, from its configuration to its end.
 
+mod attachments;
 mod clock;
 mod commands;
 mod config;
+mod config_error;
 mod console;
 mod end;
 mod exec;
@@ -10,19 +12,21 @@ mod notice;
 mod openings;
 mod programs;
 mod question;
+mod requests;
 mod session;
 mod stop;
 
-pub use config::AttachedNetwork;
+pub use attachments::AttachedNetwork;
+pub use attachments::Disk;
+pub use attachments::NamedDisk;
+pub use attachments::OpenShare;
+pub use attachments::disk_name;
 pub use config::Config;
-pub use config::ConfigError;
 pub use config::Console;
-pub use config::Disk;
-pub use config::NamedDisk;
 pub use config::Prepared;
 pub use config::check_name;
-pub(crate) use config::describe;
-pub use config::disk_name;
+pub use config_error::ConfigError;
+pub(crate) use config_error::describe;
 pub use console::Escape;
 pub use console::Key;
 pub use console::Tail;

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::config::Disk;
+use super::Disk;
 use crate::disk::BlockBackend;
 use crate::disk::DiskError;
 use crate::platform::lock;

@@ -1,10 +1,12 @@
 //! What depends on the host operating system, behind the same names on each.
 
+mod disk_error;
 mod finding;
 mod folder;
 mod ready;
 mod refusal;
 mod request;
+mod service_error;
 mod service_status;
 pub mod transfer;
 

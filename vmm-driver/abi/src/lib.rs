@@ -9,6 +9,7 @@
 
 mod calls;
 mod entry_check;
+mod gprs;
 mod kill;
 pub mod paravirtual;
 mod run;

@@ -46,14 +46,17 @@ impl Event {
     /// No event.
     pub const NONE: Self = Self { info: 0, error: 0 };
 
-    /// The event for an injection.
+    /// The event for an injection into a guest whose CR0.PE is set (`protected`) or not. Without it no exception has an error code
+    /// (real mode): AMD-V would push the one that it is given (APM vol. 2, 15.20), VT-x refuses an entry with one (SDM vol. 3,
+    /// 27.2.1.3).
     #[inline]
     #[must_use]
-    pub fn encode(injection: Injection) -> Self {
+    pub fn encode(injection: Injection, protected: bool) -> Self {
         match injection {
             Injection::Interrupt(vector) => Self { info: u32::from(vector) | TYPE_INTERRUPT | VALID, error: 0 },
             Injection::Nmi => Self { info: 2 | TYPE_NMI | VALID, error: 0 },
             Injection::Exception(Exception { vector, error_code }) => {
+                let error_code = error_code.filter(|_| protected);
                 let error_valid = if error_code.is_some() { ERROR_VALID } else { 0 };
                 Self {
                     info: u32::from(vector) | TYPE_EXCEPTION | VALID | error_valid,
@@ -101,12 +104,6 @@ impl Event {
     #[must_use]
     pub const fn is_nmi(self) -> bool {
         self.is_valid() && self.info & TYPE_MASK == TYPE_NMI
-    }
-
-    /// The same without an error code, as real mode has it.
-    #[must_use]
-    pub const fn without_error(self) -> Self {
-        Self { info: self.info & !ERROR_VALID, error: 0 }
     }
 
     /// Whether it is an exception, not an interrupt.
@@ -181,11 +178,11 @@ mod tests {
     const DEBUG: Exit = Exit::Exception(Exception { vector: Exception::DEBUG, error_code: None });
 
     fn interrupt() -> Event {
-        Event::encode(Injection::Interrupt(0x31))
+        Event::encode(Injection::Interrupt(0x31), true)
     }
 
     fn page_fault() -> Event {
-        Event::encode(Injection::Exception(Exception::page_fault(7)))
+        Event::encode(Injection::Exception(Exception::page_fault(7)), true)
     }
 
     fn of_type(vector: u32, kind: u32) -> Event {
@@ -195,8 +192,8 @@ mod tests {
     #[test]
     fn test_injections_have_the_manuals_format() {
         assert_eq!(interrupt(), Event { info: 0x8000_0031, error: 0 });
-        assert_eq!(Event::encode(Injection::Nmi), Event { info: 0x8000_0202, error: 0 });
-        let undefined = Event::encode(Injection::Exception(Exception::INVALID_OPCODE));
+        assert_eq!(Event::encode(Injection::Nmi, true), Event { info: 0x8000_0202, error: 0 });
+        let undefined = Event::encode(Injection::Exception(Exception::INVALID_OPCODE), true);
         assert_eq!(undefined, Event { info: 0x8000_0306, error: 0 });
         assert_eq!(page_fault(), Event { info: 0x8000_0b0e, error: 7 });
         assert_eq!(page_fault().to_amd(), 0x0000_0007_8000_0b0e);
@@ -204,8 +201,17 @@ mod tests {
     }
 
     #[test]
+    fn test_exceptions_in_real_mode_have_no_error_code_and_all_else_is_the_same() {
+        let page_fault = Event::encode(Injection::Exception(Exception::page_fault(7)), false);
+        assert_eq!(page_fault, Event { info: 0x8000_030e, error: 0 });
+        for injection in [Injection::Interrupt(0x31), Injection::Nmi, Injection::Exception(Exception::INVALID_OPCODE)] {
+            assert_eq!(Event::encode(injection, false), Event::encode(injection, true), "{injection:?}");
+        }
+    }
+
+    #[test]
     fn test_interrupted_deliveries_are_repeated_but_software_ones() {
-        for event in [interrupt(), page_fault(), Event::encode(Injection::Nmi)] {
+        for event in [interrupt(), page_fault(), Event::encode(Injection::Nmi, true)] {
             assert_eq!(event.reinjection(), Some(event));
         }
         for event in [
@@ -228,9 +234,13 @@ mod tests {
             assert!(event.is_exception(), "{event:x?}");
         }
         let invalid = Event { info: page_fault().info & !VALID, error: 7 };
-        for event in
-            [interrupt(), Event::encode(Injection::Nmi), of_type(0x80, TYPE_SOFTWARE_INTERRUPT), Event::NONE, invalid]
-        {
+        for event in [
+            interrupt(),
+            Event::encode(Injection::Nmi, true),
+            of_type(0x80, TYPE_SOFTWARE_INTERRUPT),
+            Event::NONE,
+            invalid,
+        ] {
             assert!(!event.is_exception(), "{event:x?}");
         }
     }
@@ -261,7 +271,7 @@ mod tests {
 
     #[test]
     fn test_attack_exceptions_in_their_own_delivery_without_end() {
-        let event = Event::encode(Injection::Exception(Exception { vector: Exception::DEBUG, error_code: None }));
+        let event = Event::encode(Injection::Exception(Exception { vector: Exception::DEBUG, error_code: None }), true);
         let mut deliveries = Deliveries::default();
         for _ in 0..MAX_FAILED_DELIVERIES {
             assert_eq!(deliveries.interrupted(event, DEBUG), (DEBUG, None));

@@ -20,6 +20,7 @@
 //! | `instructions` | privileged instructions that engines share |
 //! | `mitigation` | what a guest must not find in the CPU's buffers |
 //! | `nested` | nested page tables, whatever their entries look like |
+//! | `permission_maps` | maps of ports and MSRs, whatever their bits mean |
 //! | `delivery` | events on their way into the guest |
 //! | `host_registers`, `debug_registers`, `reset` | the host's registers put aside; registers after reset |
 //! | `tlb_tag` | the TLB's names for guests |
@@ -50,6 +51,7 @@ pub mod nested;
 pub mod pae;
 pub mod paging;
 pub mod paravirtual;
+pub mod permission_maps;
 pub mod policy;
 pub mod pvclock;
 mod rare_exits;

@@ -77,6 +77,7 @@ pub struct Gprs {
 }
 const_assert_eq!(size_of::<Gprs>(), 128);
 const_assert_eq!(offset_of!(Gprs, rdi), 7 * 8);
+const_assert_eq!(offset_of!(Gprs, r15), 15 * 8);
 
 impl Gprs {
     /// The registers by their number in the instruction encoding.

@@ -1,4 +1,7 @@
-//! A virtual machine: its memory, its vCPUs and what they share.
+//! A virtual machine: its vCPUs and what they share. Its memory is in `memory`, its interrupts are in `interrupts`.
+
+mod interrupts;
+mod memory;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -10,23 +13,16 @@ use core::sync::atomic::fence;
 use covisor_abi::DoorbellChange;
 use covisor_abi::IrqLine;
 use covisor_abi::Kick;
-use covisor_abi::MAX_GSI;
-use covisor_abi::MAX_VCPUS;
 use covisor_abi::MemoryAdd;
 use covisor_abi::MemoryDiscard;
 use covisor_abi::Msi;
-use covisor_abi::PAGE_SIZE;
 use covisor_abi::Run;
 use covisor_abi::Stats;
 use covisor_abi::VcpuCreate;
 use covisor_abi::driver_ports;
-use covisor_abi::paravirtual::RAM_LIMIT;
 
-use crate::apic::Identity;
 use crate::apic::IoApic;
 use crate::apic::LocalApic;
-use crate::apic::Message;
-use crate::apic::msi;
 use crate::cpuid::CpuidConfig;
 use crate::cpuid::CpuidTable;
 use crate::device::CallError;
@@ -34,13 +30,10 @@ use crate::device::Room;
 use crate::device::VmCalls;
 use crate::doorbell::Doorbells;
 use crate::engine::Engine;
-use crate::engine::Vcpu;
 use crate::engine::VcpuConfig;
 use crate::engine_slot::EngineSlot;
-use crate::host::Block;
 use crate::host::Host;
 use crate::host::Machine;
-use crate::host::OutOfMemory;
 use crate::memory::Memory;
 use crate::pae;
 use crate::paravirtual;
@@ -58,9 +51,6 @@ pub(crate) struct Parts<H: Host, E: Engine> {
     /// The VM's RAM in the loader.
     maps: Vec<H::Mapping>,
 }
-
-/// A vCPU that does not run.
-type OwnedGuard<'a, E> = spin::MutexGuard<'a, Owned<E>>;
 
 /// A VM that the engine `E` runs.
 pub(crate) struct Vm<H: Host, E: Engine> {
@@ -153,15 +143,6 @@ impl<H: Host, E: Engine> Vm<H, E> {
         Ok(parts)
     }
 
-    /// Programs the I/O APIC of a paravirtual guest. Only now, for there was no vCPU before that a line could be sent to.
-    fn connect_lines(&self) {
-        for gsi in 0..MAX_GSI {
-            if let Some(message) = self.with_io_apic(|io_apic| paravirtual::connect(io_apic, gsi)) {
-                self.notify(self.post(&message, None));
-            }
-        }
-    }
-
     /// Calls `use_parts` on what is being put together; [`CallError::Busy`] after the first run.
     fn build<T>(&self, use_parts: impl FnOnce(&mut Parts<H, E>) -> Result<T, CallError>) -> Result<T, CallError> {
         let mut building = self.building.try_lock().ok_or(CallError::Busy)?;
@@ -185,39 +166,6 @@ impl<H: Host, E: Engine> Vm<H, E> {
         }
     }
 
-    /// Posts a message to the vCPUs that it is for; returns those that have to be notified. Guest context too.
-    pub(crate) fn post(&self, message: &Message, sender: Option<u32>) -> u64 {
-        let Some(parts) = self.parts.get() else { return 0 };
-        let count = u32::try_from(parts.vcpus.len()).unwrap_or(MAX_VCPUS);
-        let identity =
-            |id: u32| parts.vcpus.get(id as usize).map_or(Identity::RESET, |slot| slot.shared.inbox.identity());
-        let mut targets = message.targets(sender, count, identity);
-        let mut notify = 0;
-        while targets != 0 {
-            let id = targets.trailing_zeros();
-            targets &= targets - 1;
-            if let Some(slot) = parts.vcpus.get(id as usize)
-                && slot.shared.inbox.post(message)
-                && sender != Some(id)
-            {
-                notify |= 1 << id;
-            }
-        }
-        notify
-    }
-
-    /// Notifies a set of vCPUs. Not in guest context.
-    pub(crate) fn notify(&self, mut set: u64) {
-        let Some(parts) = self.parts.get() else { return };
-        while set != 0 {
-            let id = set.trailing_zeros();
-            set &= set - 1;
-            if let Some(slot) = parts.vcpus.get(id as usize) {
-                slot.shared.notify();
-            }
-        }
-    }
-
     /// The ACPI timer: 32 bits of the guest's time, at its own rate.
     #[inline]
     pub(crate) fn pm_timer(&self) -> u64 {
@@ -227,109 +175,15 @@ impl<H: Host, E: Engine> Vm<H, E> {
         let count = ((u128::from(ticks) * u128::from(self.pm_timer_step)) >> 64) as u32;
         u64::from(count)
     }
-
-    /// Maps a region with all of its host memory for the guest. Returns its blocks in their order.
-    fn map_all(&self, vm: &mut E::Vm, request: &MemoryAdd) -> Result<Vec<Block>, OutOfMemory> {
-        let mut blocks = Vec::new();
-        self.memory.for_blocks(request.gpa, request.size, |gpa, block| {
-            blocks.try_reserve(1).map_err(|_| OutOfMemory)?;
-            blocks.push(block);
-            self.slot.engine().vm_map::<H>(vm, gpa, block.phys, block.order)
-        })?;
-        Ok(blocks)
-    }
-
-    /// Guest RAM gets its host memory where it is first touched.
-    pub(crate) const RAM_ON_DEMAND: bool = E::RAM_ON_DEMAND && H::RAM_ON_DEMAND;
-
-    /// Calls `change` while no other thread changes which host memory the guest's RAM has. In thread context.
-    fn change_memory<T>(&self, change: impl FnOnce() -> T) -> T {
-        let _changing = loop {
-            if let Some(guard) = self.changing_memory.try_lock() {
-                break guard;
-            }
-            // A signal can wait: what the other thread does ends soon.
-            let _ = H::yield_now();
-        };
-        change()
-    }
-
-    /// Gives the RAM around `gpa` host memory where it has none, and shows it to the guest. In thread context.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn populate(&self, engine_vm: &E::Vm, gpa: u64) -> Result<(), OutOfMemory> {
-        self.change_memory(|| {
-            self.memory.populate::<H>(gpa)?;
-            self.memory.for_blocks(gpa, 1, |gpa, block| {
-                self.slot.engine().vm_map_later::<H>(engine_vm, gpa, block.phys, block.order)
-            })
-        })
-    }
-
-    /// Discards memory; no vCPU runs, for `vcpus` are all of them.
-    fn discard(&self, engine_vm: &E::Vm, vcpus: &mut [OwnedGuard<'_, E>], gpa: u64, size: u64) -> u64 {
-        self.change_memory(|| {
-            for owned in vcpus {
-                owned.engine.forget_memory();
-            }
-            self.memory.discard::<H>(gpa, size, |gpa| self.slot.engine().vm_unmap(engine_vm, gpa))
-        })
-    }
-
-    /// Locks the I/O APIC, from thread context.
-    fn with_io_apic<T>(&self, use_it: impl FnOnce(&mut IoApic) -> T) -> T {
-        H::preempt_off();
-        let result = use_it(&mut self.io_apic.lock());
-        H::preempt_on();
-        result
-    }
 }
 
 impl<H: Host, E: Engine> VmCalls for Vm<H, E> {
     fn memory_add(&self, request: &mut MemoryAdd) -> Result<(), CallError> {
-        let within = |limit| request.gpa.checked_add(request.size).is_some_and(|end| end <= limit);
-        if E::PARAVIRTUAL && !within(RAM_LIMIT) {
-            return Err(CallError::Invalid);
-        }
-        self.build(|parts| {
-            parts.maps.try_reserve(1).map_err(|_| CallError::NoMemory)?;
-            let vm = parts.vm.as_mut().ok_or(CallError::Busy)?;
-            self.memory.check(request.gpa, request.size)?;
-            if Self::RAM_ON_DEMAND && self.memory.size().saturating_add(request.size) > H::memory_available() {
-                // It would come to nothing later, and then without a good word.
-                return Err(CallError::NoMemory);
-            }
-            // Who touches the region from the loader meanwhile waits, in a way that lets this thread go on.
-            let blocks = self.change_memory(|| {
-                self.memory.add::<H>(request.gpa, request.size, !Self::RAM_ON_DEMAND)?;
-                if Self::RAM_ON_DEMAND { Ok(Vec::new()) } else { self.map_all(vm, request).map_err(CallError::from) }
-            })?;
-            let (map, mapping) = H::map_to_loader(request.gpa, &blocks)?;
-            request.map = map;
-            request.on_demand = Self::RAM_ON_DEMAND.into();
-            parts.maps.push(mapping);
-            Ok(())
-        })
+        self.add_memory(request)
     }
 
     fn memory_discard(&self, request: &mut MemoryDiscard) -> Result<(), CallError> {
-        let whole = request.gpa.is_multiple_of(PAGE_SIZE) && request.size.is_multiple_of(PAGE_SIZE);
-        if !whole || request.gpa.checked_add(request.size).is_none() {
-            return Err(CallError::Invalid);
-        }
-        request.freed = 0;
-        if request.size != 0 && Self::RAM_ON_DEMAND {
-            let parts = self.seal()?;
-            let engine_vm = parts.vm.as_ref().ok_or(CallError::Busy)?;
-            let mut vcpus = Vec::new();
-            vcpus.try_reserve_exact(parts.vcpus.len()).map_err(|_| CallError::NoMemory)?;
-            for slot in &parts.vcpus {
-                vcpus.push(slot.owned.try_lock().ok_or(CallError::Busy)?);
-            }
-            request.freed = self.discard(engine_vm, &mut vcpus, request.gpa, request.size);
-        }
-        request.allocated = self.memory.allocated();
-        Ok(())
+        self.discard_memory(request)
     }
 
     fn vcpu_create(&self, request: &VcpuCreate) -> Result<(), CallError> {
@@ -394,24 +248,11 @@ impl<H: Host, E: Engine> VmCalls for Vm<H, E> {
     }
 
     fn irq_line(&self, request: &IrqLine) -> Result<(), CallError> {
-        if request.gsi >= MAX_GSI || request.level > 1 {
-            return Err(CallError::Invalid);
-        }
-        let message = self.with_io_apic(|io_apic| io_apic.set_line(request.gsi, request.level != 0));
-        if let Some(message) = message {
-            self.notify(self.post(&message, None));
-        }
-        Ok(())
+        self.set_line(request)
     }
 
     fn msi(&self, request: &Msi) -> Result<(), CallError> {
-        // A paravirtual guest's vectors are core's own.
-        if request.reserved != 0 || E::PARAVIRTUAL {
-            return Err(CallError::Invalid);
-        }
-        let message = msi::decode(request.address, request.data).ok_or(CallError::Invalid)?;
-        self.notify(self.post(&message, None));
-        Ok(())
+        self.send_msi(request)
     }
 
     fn doorbell_add(&self, request: &DoorbellChange) -> Result<(), CallError> {
@@ -473,10 +314,7 @@ impl<H: Host, E: Engine> VmCalls for Vm<H, E> {
     }
 
     fn with_ram_page(&self, gpa: u64, hold: &mut dyn FnMut(u64)) -> bool {
-        self.change_memory(|| {
-            let populated = !Self::RAM_ON_DEMAND || self.memory.populate::<H>(gpa).is_ok();
-            self.memory.phys(gpa).filter(|_| populated).map(hold).is_some()
-        })
+        self.hold_ram_page(gpa, hold)
     }
 }
 
@@ -505,142 +343,11 @@ impl<H: Host, E: Engine> Drop for Vm<H, E> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-    use std::rc::Rc;
-    use std::sync::mpsc;
-    use std::thread;
-    use std::time::Duration;
-
-    use covisor_abi::Call;
-    use covisor_abi::ExitReason;
-    use covisor_abi::MemoryAdd;
-
     use super::*;
     use crate::exit::Exit;
-    use crate::exit::MemoryAccess;
-    use crate::memory::CHUNK;
-    use crate::test_support::MockEngine;
     use crate::test_support::MockHost;
     use crate::test_support::MockOnDemandEngine;
-    use crate::test_support::MockParavirtualEngine;
     use crate::test_support::machine::Machine;
-
-    const TOUCH: Exit = Exit::Memory(MemoryAccess { gpa: 0x3004, write: true, fetch: false, page_walk: false });
-
-    fn allocated(machine: &Machine) -> u64 {
-        machine.call(Call::MemoryDiscard, MemoryDiscard::default()).expect("it only asks").allocated
-    }
-
-    fn discard(machine: &Machine, gpa: u64, size: u64) -> Result<MemoryDiscard, CallError> {
-        machine.call(Call::MemoryDiscard, MemoryDiscard { gpa, size, ..MemoryDiscard::default() })
-    }
-
-    #[test]
-    fn test_memory_comes_where_the_guest_touches_it() {
-        let machine = Machine::new::<MockOnDemandEngine>();
-        assert_eq!(allocated(&machine), 0);
-        let mut touches = 0;
-        MockOnDemandEngine::set_script(Box::new(move |_| {
-            touches += 1;
-            (touches == 1).then_some(TOUCH)
-        }));
-        // The loader does not hear of it.
-        machine.run_to_signal();
-        assert_eq!(allocated(&machine), 0x1_0000);
-    }
-
-    #[test]
-    fn test_memory_comes_where_the_loader_touches_it_and_goes_back() {
-        let machine = Machine::new::<MockOnDemandEngine>();
-        let mut pages = Vec::new();
-        for gpa in [0x2000, 0x2fff, 0x3000] {
-            assert!(machine.handle.with_ram_page(gpa, |phys| pages.push(phys)));
-        }
-        assert_eq!((pages[0], pages[2] != pages[0]), (pages[1], true));
-        assert!(!machine.handle.with_ram_page(0x1_0000, |_| panic!("there is no RAM")));
-        let gone = discard(&machine, 0, 0x1_0000).expect("nothing runs");
-        assert_eq!((gone.freed, gone.allocated), (0x1_0000, 0));
-        assert_eq!(discard(&machine, 0, CHUNK).expect("nothing runs").freed, 0);
-    }
-
-    #[test]
-    fn test_memory_that_was_there_at_once_stays() {
-        let machine = Machine::new::<MockEngine>();
-        let gone = discard(&machine, 0, 0x1_0000).expect("nothing runs");
-        assert_eq!((gone.freed, gone.allocated), (0, 0x1_0000));
-    }
-
-    #[test]
-    fn test_attack_memory_discarded_while_the_guest_runs() {
-        let machine: &Machine = Box::leak(Box::new(Machine::new::<MockOnDemandEngine>()));
-        let answer = Rc::new(Cell::new(None));
-        let seen = Rc::clone(&answer);
-        let mut exits = 0;
-        MockOnDemandEngine::set_script(Box::new(move |_| {
-            exits += 1;
-            if exits == 2 {
-                seen.set(Some(discard(machine, 0, 0x1_0000).map(|done| done.freed)));
-            }
-            (exits == 1).then_some(TOUCH)
-        }));
-        machine.run_to_signal();
-        assert_eq!(answer.get(), Some(Err(CallError::Busy)));
-        assert_eq!(allocated(machine), 0x1_0000);
-    }
-
-    #[test]
-    fn test_every_vcpu_forgets_memory_that_goes() {
-        let machine = Machine::with_vcpus::<MockOnDemandEngine>(2);
-        assert!(machine.handle.with_ram_page(0x2000, |_| ()));
-        assert_eq!(discard(&machine, 0, 0x1_0000).map(|done| done.freed), Ok(0x1_0000));
-        for vcpu in 0..2 {
-            let forgot = Rc::new(Cell::new(false));
-            let seen = Rc::clone(&forgot);
-            MockOnDemandEngine::set_script(Box::new(move |vcpu| {
-                seen.set(vcpu.forgot_memory);
-                None
-            }));
-            let run = machine.call(Call::Run, Run { vcpu, ..Run::default() });
-            assert!(matches!(run, Err(CallError::Interrupted)) && forgot.get(), "vCPU {vcpu}");
-        }
-    }
-
-    /// Attack: another thread touches what is just being added, and spins on this CPU while the one that adds it waits for the CPU.
-    #[test]
-    fn test_attack_memory_touched_while_it_is_added() {
-        let machine = Machine::bare::<MockParavirtualEngine>(1);
-        let (handle, (mapping, begin)) = (&machine.handle, mpsc::channel());
-        let (yields, yielded) = mpsc::channel();
-        MockParavirtualEngine::on_map(move || {
-            mapping.send(()).expect("somebody waits for it");
-            yielded.recv_timeout(Duration::from_secs(10)).expect("who waits lets others run");
-        });
-        thread::scope(|scope| {
-            let touches = scope.spawn(move || {
-                begin.recv().expect("it is mapped");
-                MockHost::on_yield(move || yields.send(()).expect("the hook waits"));
-                handle.with_ram_page(0x1000, |_| ())
-            });
-            let memory = MemoryAdd { size: 0x1_0000, ..MemoryAdd::default() };
-            machine.call(Call::MemoryAdd, memory).expect("there is memory");
-            assert!(touches.join().expect("it ends"), "there is RAM");
-        });
-    }
-
-    #[test]
-    fn test_attack_discarded_ranges_that_are_none() {
-        let machine = Machine::new::<MockOnDemandEngine>();
-        for (gpa, size) in [(1, 0x1000), (0, 0x1001), (u64::MAX - 0xfff, 0x1000), (0x1000, u64::MAX - 0xfff)] {
-            assert_eq!(
-                discard(&machine, gpa, size).map(|done| done.freed),
-                Err(CallError::Invalid),
-                "{gpa:#x} {size:#x}"
-            );
-        }
-        for (gpa, size) in [(0x1_0000, 0x1000), (1 << 45, 1 << 44)] {
-            assert_eq!(discard(&machine, gpa, size).map(|done| done.freed), Ok(0), "{gpa:#x} {size:#x}");
-        }
-    }
 
     #[test]
     fn test_the_wall_clock_is_read_when_the_guest_asks() {
@@ -664,16 +371,5 @@ mod tests {
         }));
         let host = u32::try_from(MockHost::wall_clock_ns() / 1_000_000_000).expect("it is before 2106");
         assert!(host.abs_diff(seconds) <= 6, "{host} {seconds}");
-    }
-
-    #[test]
-    fn test_a_guest_that_the_host_has_no_memory_for_is_ended_with_a_sentence() {
-        let machine = Machine::new::<MockOnDemandEngine>();
-        MockHost::set_no_memory(true);
-        MockOnDemandEngine::set_script(Box::new(|_| Some(TOUCH)));
-        let run = machine.run(0).expect("it returns");
-        MockHost::set_no_memory(false);
-        let reason = covisor_abi::KillReason::NoHostMemory as u32;
-        assert_eq!((run.exit, run.kill, run.detail), (ExitReason::Killed as u32, reason, 0x3004));
     }
 }

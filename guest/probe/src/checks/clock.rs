@@ -1,14 +1,12 @@
 //! KVM's paravirtual clock (Linux `Documentation/virt/kvm/x86/msr.rst`), and the ACPI timer.
 
-use core::sync::atomic::Ordering::Acquire;
-use core::sync::atomic::fence;
-
 use super::Check;
 use crate::cpu;
 use crate::cpu::msr;
 use crate::layout;
 use crate::port;
 use crate::report::Report;
+use crate::time_info::TimeInfo;
 
 pub(super) const CHECKS: &[Check] = &[
     Check { name: "tsc-monotonic", run: tsc_monotonic },
@@ -27,45 +25,11 @@ fn offered() -> bool {
     cpu::cpuid(0x4000_0000, 0).ebx == u32::from_le_bytes(*b"KVMK") && cpu::cpuid(FEATURES, 0).eax & CLOCKSOURCE2 != 0
 }
 
-/// `pvclock_vcpu_time_info`.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct TimeInfo {
-    version: u32,
-    pad: u32,
-    tsc: u64,
-    time: u64,
-    multiplier: u32,
-    shift: i8,
-    flags: u8,
-    pad2: [u8; 2],
-}
-
-impl TimeInfo {
-    /// Reads a consistent one.
-    fn read(address: u64) -> Option<Self> {
-        let pointer = core::ptr::with_exposed_provenance::<Self>(usize::try_from(address).ok()?);
-        for _ in 0..1000 {
-            // SAFETY: scratch memory, which the host writes now and then: the version tells.
-            let info = unsafe { pointer.read_volatile() };
-            fence(Acquire);
-            // SAFETY: as above.
-            let again = unsafe { (&raw const (*pointer).version).read_volatile() };
-            if info.version & 1 == 0 && info.version == again {
-                return Some(info);
-            }
-        }
-        None
-    }
-
-    /// Nanoseconds since the start at a time stamp.
-    fn nanoseconds(&self, tsc: u64) -> u64 {
-        let delta = tsc.wrapping_sub(self.tsc);
-        let scaled =
-            if self.shift >= 0 { delta << self.shift.unsigned_abs() } else { delta >> self.shift.unsigned_abs() };
-        let product = (u128::from(scaled) * u128::from(self.multiplier)) >> 32;
-        self.time.wrapping_add(u64::try_from(product).unwrap_or(u64::MAX))
-    }
+/// The clock's page as it is now.
+fn read_clock() -> Option<TimeInfo> {
+    let pointer = core::ptr::with_exposed_provenance(usize::try_from(layout::SCRATCH).ok()?);
+    // SAFETY: scratch memory, where the clock is while checks read it.
+    unsafe { TimeInfo::read(pointer) }
 }
 
 /// The time stamp counter never goes back, whatever happens between two readings.
@@ -93,7 +57,7 @@ fn pvclock(report: &mut Report) {
         return report.fail(format_args!("WRMSR: {fault}"));
     }
     let _ = cpu::cpuid(0, 0);
-    let Some(info) = TimeInfo::read(layout::SCRATCH) else {
+    let Some(info) = read_clock() else {
         return report.fail(format_args!("the version never rests"));
     };
     report.expect(
@@ -103,13 +67,13 @@ fn pvclock(report: &mut Report) {
     let mut last = 0;
     for _ in 0..1000 {
         let _ = cpu::try_rdmsr(msr::APIC_BASE);
-        let Some(info) = TimeInfo::read(layout::SCRATCH) else { break };
+        let Some(info) = read_clock() else { break };
         let now = info.nanoseconds(cpu::rdtsc());
         report.expect(now >= last, format_args!("{now} ns after {last} ns"));
         last = now;
     }
     // At 100 MHz to 10 GHz, a million cycles are 100 us to 10 ms.
-    if let Some(info) = TimeInfo::read(layout::SCRATCH) {
+    if let Some(info) = read_clock() {
         let span = info.nanoseconds(info.tsc + 1_000_000) - info.nanoseconds(info.tsc);
         report.expect((90_000..11_000_000).contains(&span), format_args!("a million cycles are {span} ns"));
     }
@@ -157,7 +121,7 @@ fn pm_timer(report: &mut Report) {
         return report.skip(format_args!("no clock to compare with"));
     }
     let _ = cpu::cpuid(0, 0);
-    let now = || TimeInfo::read(layout::SCRATCH).map_or(0, |info| info.nanoseconds(cpu::rdtsc()));
+    let now = || read_clock().map_or(0, |info| info.nanoseconds(cpu::rdtsc()));
     let (time, ticks) = (now(), port::in32(PM_TIMER));
     while now() - time < 5_000_000 {
         core::hint::spin_loop();

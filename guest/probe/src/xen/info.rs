@@ -9,7 +9,8 @@ use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::AcqRel;
 use core::sync::atomic::Ordering::Acquire;
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::fence;
+
+use crate::time_info::TimeInfo;
 
 /// Longest command line in [`StartInfo`].
 const COMMAND_LINE: usize = 1024;
@@ -45,40 +46,6 @@ pub struct StartInfo {
 const _: () = assert!(offset_of!(StartInfo, flags) == 48 && offset_of!(StartInfo, store) == 56);
 const _: () = assert!(offset_of!(StartInfo, console) == 72 && offset_of!(StartInfo, page_tables) == 88);
 const _: () = assert!(offset_of!(StartInfo, module) == 112 && offset_of!(StartInfo, command_line) == 128);
-
-/// `vcpu_time_info`: how the guest's time follows from the time stamp counter.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct TimeInfo {
-    /// Odd while it changes.
-    pub version: u32,
-    /// Nothing.
-    pub padding: u32,
-    /// Counter at `time`.
-    pub tsc: u64,
-    /// Nanoseconds.
-    pub time: u64,
-    /// Nanoseconds are counts, shifted, times this, divided by 2³².
-    pub multiplier: u32,
-    /// Left if positive.
-    pub shift: i8,
-    /// Flags.
-    pub flags: u8,
-    /// Nothing.
-    pub more_padding: [u8; 2],
-}
-
-impl TimeInfo {
-    /// Nanoseconds since the start at a time stamp.
-    #[must_use]
-    pub fn nanoseconds(&self, tsc: u64) -> u64 {
-        let delta = tsc.wrapping_sub(self.tsc);
-        let scaled =
-            if self.shift >= 0 { delta << self.shift.unsigned_abs() } else { delta >> self.shift.unsigned_abs() };
-        let product = (u128::from(scaled) * u128::from(self.multiplier)) >> 32;
-        self.time.wrapping_add(u64::try_from(product).unwrap_or(u64::MAX))
-    }
-}
 
 /// `vcpu_info`.
 #[derive(Debug)]
@@ -160,18 +127,8 @@ pub fn vcpu() -> &'static VcpuInfo {
 /// A consistent reading of the time.
 #[must_use]
 pub fn time() -> Option<TimeInfo> {
-    let pointer = &raw const vcpu().time;
-    for _ in 0..1000 {
-        // SAFETY: a field of `vcpu_info`, which is written now and then: the version tells.
-        let info = unsafe { pointer.read_volatile() };
-        fence(Acquire);
-        // SAFETY: as above.
-        let again = unsafe { (&raw const (*pointer).version).read_volatile() };
-        if info.version & 1 == 0 && info.version == again {
-            return Some(info);
-        }
-    }
-    None
+    // SAFETY: a field of `vcpu_info`, which is there for good.
+    unsafe { TimeInfo::read(&raw const vcpu().time) }
 }
 
 /// The word of a channel's bits, and its bit.
@@ -222,15 +179,6 @@ impl SharedInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn test_time_follows_the_counter() {
-        let info = TimeInfo { tsc: 1000, time: 5, multiplier: 1 << 31, shift: 1, ..TimeInfo::default() };
-        assert_eq!(info.nanoseconds(1000), 5);
-        assert_eq!(info.nanoseconds(1100), 105);
-        let slow = TimeInfo { multiplier: 1 << 31, shift: -1, ..TimeInfo::default() };
-        assert_eq!(slow.nanoseconds(400), 100);
-    }
 
     #[test]
     fn test_a_channels_bit_is_found() {

@@ -36,6 +36,7 @@ use super::buffers::Pieces;
 use super::buffers::copy_in;
 use super::buffers::fill_with_zeroes;
 use super::buffers::total;
+use super::buffers::write_zero_bytes;
 use super::medium::Medium;
 use super::medium::is_unsupported;
 
@@ -270,15 +271,8 @@ impl Qcow2 {
     }
 
     /// Writes zeroes where the format has no better way.
-    fn write_zero_bytes(&mut self, mut offset: u64, mut length: u64) -> io::Result<()> {
-        let mut zeroes = vec![0; 64 * 1024];
-        while length > 0 {
-            let count = zeroes.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-            self.write_at(offset, &[VolatileSlice::from(&mut zeroes[..count])])?;
-            offset += count as u64;
-            length -= count as u64;
-        }
-        Ok(())
+    fn write_zero_bytes(&mut self, offset: u64, length: u64) -> io::Result<()> {
+        write_zero_bytes(offset, length, |offset, zeroes| self.write_at(offset, zeroes))
     }
 }
 

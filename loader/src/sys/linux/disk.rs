@@ -16,20 +16,8 @@ use vm_memory::VolatileSlice;
 
 use super::scarce;
 use crate::disk::Run;
+pub use crate::sys::disk_error::OpenError;
 use crate::sys::transfer::Direction;
-
-/// Why a file cannot be used as a disk.
-#[derive(Debug)]
-pub enum OpenError {
-    /// The system refused.
-    System(io::Error),
-    /// It is neither a file nor a block device.
-    WrongKind,
-    /// The host itself uses the block device: it is mounted, or part of something.
-    InUse,
-    /// Another process has locked it.
-    Locked,
-}
 
 impl From<io::Error> for OpenError {
     fn from(error: io::Error) -> Self {

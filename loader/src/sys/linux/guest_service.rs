@@ -15,12 +15,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use thiserror::Error;
 
 use super::process;
 use crate::control::END_PATIENCE;
-use crate::run::describe;
 use crate::run::notice;
+pub use crate::sys::service_error::ServiceError;
 pub use crate::sys::service_status::ServiceStatus;
 use unit::Unit;
 
@@ -28,50 +27,6 @@ use unit::Unit;
 const UNITS: &str = "/etc/systemd/system";
 /// The program that asks systemd.
 const SYSTEMCTL: &str = "systemctl";
-
-/// Why a guest's service cannot be installed, removed or looked at.
-#[derive(Debug, Error)]
-pub enum ServiceError {
-    /// There is one of this name.
-    #[error("there is a service for a guest {0} already: remove it first by `covisor service remove {0}`")]
-    Exists(String),
-    /// There is none of this name.
-    #[error("there is no service for a guest {0}: `covisor service install {0}` makes one")]
-    Missing(String),
-    /// Somebody else made the unit.
-    #[error("{} was not made by `covisor service install`", .0.display())]
-    Foreign(PathBuf),
-    /// Not root.
-    #[error("only root may install and remove services: use sudo")]
-    NotAdministrator,
-    /// Another service manager, or none.
-    #[error(
-        "this host's services are not systemd's: have its own service manager run `covisor start --foreground NAME`, and stop it by SIGTERM"
-    )]
-    NoSystemd,
-    /// A path that is no text.
-    #[error("the path {0:?} has characters that are no text: move it to another folder")]
-    NoText(PathBuf),
-    /// systemd refuses.
-    #[error("`systemctl {action}` failed: {said}")]
-    Systemd {
-        /// What was wanted.
-        action: String,
-        /// What it said.
-        said: String,
-    },
-    /// The host refuses.
-    #[error("{}: {}", path.display(), describe(source))]
-    File {
-        /// Of what.
-        path: PathBuf,
-        /// What it says.
-        source: io::Error,
-    },
-    /// Another reason.
-    #[error("{0}")]
-    Host(io::Error),
-}
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> ServiceError {
     move |source| ServiceError::File { path: path.to_owned(), source }
@@ -161,7 +116,7 @@ fn read(machine: &str) -> Result<String, ServiceError> {
     let path = path_of(machine);
     match fs::read_to_string(&path) {
         Ok(text) if unit::is_ours(&text) => Ok(text),
-        Ok(_) => Err(ServiceError::Foreign(path)),
+        Ok(_) => Err(ServiceError::Foreign(path.display().to_string())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ServiceError::Missing(machine.to_owned())),
         Err(error) => Err(at(&path)(error)),
     }

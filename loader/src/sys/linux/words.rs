@@ -31,6 +31,8 @@ Examples:
   sudo covisor stop --all                          power everything off";
 /// How a service is started.
 pub const START_SERVICE: &str = "systemctl start";
+/// Who installs and removes services.
+pub const ONLY_ADMINISTRATORS: &str = "only root may install and remove services: use sudo";
 /// Where what a service says goes.
 pub const SERVICE_LOG_HELP: &str =
     "File at whose end the guest's console and covisor's messages are written [default: the host's journal]";

@@ -39,25 +39,13 @@ use windows_sys::Win32::System::Ioctl::IOCTL_DISK_GET_LENGTH_INFO;
 
 use super::wide::check;
 use crate::disk::Run;
+pub use crate::sys::disk_error::OpenError;
 use crate::sys::transfer::Direction;
 
 /// Most bytes of one call.
 const MOST: usize = 1 << 30;
 /// What a disk moves at least.
 const SECTOR: usize = 512;
-
-/// Why a file cannot be used as a disk.
-#[derive(Debug)]
-pub enum OpenError {
-    /// The system refused.
-    System(io::Error),
-    /// It is neither a file nor a disk.
-    WrongKind,
-    /// The host itself uses the partition or disk.
-    InUse,
-    /// Another process has it.
-    Locked,
-}
 
 impl From<io::Error> for OpenError {
     fn from(error: io::Error) -> Self {

@@ -6,7 +6,6 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use thiserror::Error;
 use windows_sys::Win32::Foundation::ERROR_ACCESS_DENIED;
 use windows_sys::Win32::Foundation::ERROR_FAILED_SERVICE_CONTROLLER_CONNECT;
 use windows_sys::Win32::Foundation::ERROR_SERVICE_DOES_NOT_EXIST;
@@ -25,12 +24,13 @@ use windows_sys::Win32::System::Services::SERVICE_START_PENDING;
 use windows_sys::Win32::System::Services::SERVICE_STATUS;
 use windows_sys::Win32::System::Services::SERVICE_STOP_PENDING;
 use windows_sys::Win32::System::Services::SERVICE_STOPPED;
+use windows_sys::Win32::System::Services::SERVICE_WIN32_OWN_PROCESS;
 
 use super::event_log;
 use super::module;
 use super::module::is;
 use super::service::Manager;
-use super::service::Program;
+use super::service::NewService;
 use super::service::Service;
 use super::service_process;
 use crate::control::END_PATIENCE;
@@ -39,6 +39,7 @@ use crate::run::notice;
 use crate::sys::nt::guest_service::is_ours;
 use crate::sys::nt::guest_service::line;
 use crate::sys::nt::guest_service::service_of;
+pub use crate::sys::service_error::ServiceError;
 pub use crate::sys::service_status::ServiceStatus;
 
 /// What the services' lists say of each.
@@ -48,52 +49,13 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// How long a service that stops may say nothing.
 const SILENCE: Duration = Duration::from_secs(20);
 
-/// Why a guest's service cannot be installed, removed or looked at.
-#[derive(Debug, Error)]
-pub enum ServiceError {
-    /// There is one of this name.
-    #[error("there is a service for a guest {0} already: remove it first by `covisor service remove {0}`")]
-    Exists(String),
-    /// There is none of this name.
-    #[error("there is no service for a guest {0}: `covisor service install {0}` makes one")]
-    Missing(String),
-    /// Somebody else made the service.
-    #[error("the service {0} was not made by `covisor service install`")]
-    Foreign(String),
-    /// Removed, but still there.
-    #[error("the service that was here before is still being removed: close programs that show services, or restart")]
-    Going,
-    /// Not an administrator.
-    #[error(
-        "only administrators may install and remove services: open the command prompt by \"Run as administrator\" and type it again"
-    )]
-    NotAdministrator,
-    /// The options cannot be kept.
-    #[error("{0}")]
-    Line(&'static str),
-    /// A path that no command line can have.
-    #[error("the path {0:?} has characters that are no text: move it to another folder")]
-    NoText(std::path::PathBuf),
-    /// It goes on.
-    #[error("the service does not stop: end its guest by `covisor stop {0} --force`, and type this again")]
-    Stuck(String),
-    /// Started by hand.
-    #[error(
-        "only Windows' service manager starts this: `covisor service install` tells it to, and `covisor run` runs a guest here"
-    )]
-    NotAService,
-    /// Another reason.
-    #[error("Windows does not do it: {0}")]
-    Host(io::Error),
-}
-
 fn refusal(machine: &str, error: io::Error) -> ServiceError {
     match error {
         error if is(&error, ERROR_ACCESS_DENIED) => ServiceError::NotAdministrator,
         error if is(&error, ERROR_SERVICE_DOES_NOT_EXIST) => ServiceError::Missing(machine.to_owned()),
         error if is(&error, ERROR_SERVICE_EXISTS) => ServiceError::Exists(machine.to_owned()),
         error if is(&error, ERROR_SERVICE_MARKED_FOR_DELETE) => ServiceError::Going,
-        error => ServiceError::Host(error),
+        error => ServiceError::Windows(error),
     }
 }
 
@@ -133,13 +95,14 @@ pub fn install(machine: &str, start: Start, patience: Duration, words: &[String]
     let name = service_of(machine);
     let manager = Manager::open(true).map_err(refused)?;
     let service = manager
-        .create_program(&Program {
+        .create(&NewService {
             name: &name,
             title: &format!("covisor guest {machine}"),
-            line: &line,
+            kind: SERVICE_WIN32_OWN_PROCESS,
             start: start.number(),
+            line: line.as_ref(),
             // The driver is started before it.
-            needs: module::SERVICE,
+            needs: Some(module::SERVICE),
         })
         .map_err(refused)?;
     let configure = || {
@@ -167,7 +130,11 @@ fn open(machine: &str, access: u32) -> Result<Service, ServiceError> {
     let name = service_of(machine);
     let manager = Manager::open(false).map_err(refused)?;
     let service = manager.service(&name, access).map_err(refused)?;
-    if is_ours(&service.line().map_err(refused)?.1) { Ok(service) } else { Err(ServiceError::Foreign(name)) }
+    if is_ours(&service.line().map_err(refused)?.1) {
+        Ok(service)
+    } else {
+        Err(ServiceError::Foreign(format!("the service {name}")))
+    }
 }
 
 /// Stops a machine's service in good order, if it runs, and removes it.
@@ -268,7 +235,7 @@ pub fn be(
         if is(&error, ERROR_FAILED_SERVICE_CONTROLLER_CONNECT) {
             ServiceError::NotAService
         } else {
-            ServiceError::Host(error)
+            ServiceError::Windows(error)
         }
     })
 }

@@ -16,6 +16,8 @@ use windows_sys::Win32::Foundation::ERROR_SERVICE_DOES_NOT_EXIST;
 use windows_sys::Win32::Foundation::ERROR_SERVICE_EXISTS;
 use windows_sys::Win32::Foundation::ERROR_SERVICE_NOT_ACTIVE;
 use windows_sys::Win32::System::Services::SERVICE_ALL_ACCESS;
+use windows_sys::Win32::System::Services::SERVICE_DEMAND_START;
+use windows_sys::Win32::System::Services::SERVICE_KERNEL_DRIVER;
 use windows_sys::Win32::System::Services::SERVICE_QUERY_STATUS;
 use windows_sys::Win32::System::Services::SERVICE_RUNNING;
 use windows_sys::Win32::System::Services::SERVICE_STOPPED;
@@ -23,6 +25,7 @@ use windows_sys::Win32::System::Services::SERVICE_STOPPED;
 use super::control;
 use super::host;
 use super::service::Manager;
+use super::service::NewService;
 use super::service::Service;
 use super::words;
 use crate::control::Request;
@@ -145,7 +148,15 @@ pub fn load(path: &Path) -> Result<(), ModuleError> {
     let path = std::path::absolute(path).map_err(ModuleError::Host)?;
     std::fs::metadata(&path).map_err(|source| ModuleError::Read { path: path.clone(), source })?;
     let manager = Manager::open(true).map_err(refusal)?;
-    let (service, is_new) = match manager.create_driver(SERVICE, TITLE, &path, SERVICE_ALL_ACCESS) {
+    let new = NewService {
+        name: SERVICE,
+        title: TITLE,
+        kind: SERVICE_KERNEL_DRIVER,
+        start: SERVICE_DEMAND_START,
+        line: path.as_os_str(),
+        needs: None,
+    };
+    let (service, is_new) = match manager.create(&new) {
         Ok(service) => (service, true),
         Err(error) if is(&error, ERROR_SERVICE_EXISTS) => {
             let service = manager.service(SERVICE, SERVICE_ALL_ACCESS).map_err(refusal)?;

@@ -1,5 +1,6 @@
 //! The service control manager, as far as a driver and guests need it.
 
+use std::ffi::OsStr;
 use std::ffi::c_void;
 use std::io;
 use std::path::Path;
@@ -33,7 +34,6 @@ use windows_sys::Win32::System::Services::SERVICE_ERROR_NORMAL;
 use windows_sys::Win32::System::Services::SERVICE_KERNEL_DRIVER;
 use windows_sys::Win32::System::Services::SERVICE_PRESHUTDOWN_INFO;
 use windows_sys::Win32::System::Services::SERVICE_STATUS;
-use windows_sys::Win32::System::Services::SERVICE_WIN32_OWN_PROCESS;
 use windows_sys::Win32::System::Services::StartServiceW;
 
 use super::wide::check;
@@ -75,49 +75,25 @@ impl Manager {
         Handle::own(unsafe { OpenServiceW(self.0.0, name.as_ptr(), access) }).map(Service)
     }
 
-    /// Makes a driver's service, which starts when somebody asks for it.
-    pub(super) fn create_driver(&self, name: &str, title: &str, file: &Path, access: u32) -> io::Result<Service> {
-        let (name, title, file) = (wide(name), wide(title), wide(file));
-        // SAFETY: the handle is open, and the texts end with a zero.
-        let service = unsafe {
-            CreateServiceW(
-                self.0.0,
-                name.as_ptr(),
-                title.as_ptr(),
-                access,
-                SERVICE_KERNEL_DRIVER,
-                SERVICE_DEMAND_START,
-                SERVICE_ERROR_NORMAL,
-                file.as_ptr(),
-                ptr::null(),
-                ptr::null_mut(),
-                ptr::null(),
-                ptr::null(),
-                ptr::null(),
-            )
-        };
-        Handle::own(service).map(Service)
-    }
-
-    /// Makes the service of a program that is one service, and runs as the system.
-    pub(super) fn create_program(&self, program: &Program<'_>) -> io::Result<Service> {
-        let [name, title, line] = [program.name, program.title, program.line].map(wide);
+    /// Makes a service, and gives it with all rights.
+    pub(super) fn create(&self, new: &NewService<'_>) -> io::Result<Service> {
+        let (name, title, line) = (wide(new.name), wide(new.title), wide(new.line));
         // A list, which ends with an empty text.
-        let needs = wide(format!("{}\0", program.needs));
-        // SAFETY: the handle is open, and the texts end with a zero, the list with two.
+        let needs = new.needs.map(|service| wide(format!("{service}\0")));
+        // SAFETY: the handle is open, and the texts end with a zero, the list with two; null stands for what there is none of.
         let service = unsafe {
             CreateServiceW(
                 self.0.0,
                 name.as_ptr(),
                 title.as_ptr(),
                 SERVICE_ALL_ACCESS,
-                SERVICE_WIN32_OWN_PROCESS,
-                program.start,
+                new.kind,
+                new.start,
                 SERVICE_ERROR_NORMAL,
                 line.as_ptr(),
                 ptr::null(),
                 ptr::null_mut(),
-                needs.as_ptr(),
+                needs.as_ref().map_or(ptr::null(), |needs| needs.as_ptr()),
                 ptr::null(),
                 ptr::null(),
             )
@@ -126,17 +102,19 @@ impl Manager {
     }
 }
 
-/// A service that is to be made.
-pub(super) struct Program<'a> {
+/// A service that is to be made; a program's runs as the system.
+pub(super) struct NewService<'a> {
     pub(super) name: &'a str,
     /// How lists show it.
     pub(super) title: &'a str,
-    /// The command line.
-    pub(super) line: &'a str,
+    /// What it is, as `SERVICE_KERNEL_DRIVER`.
+    pub(super) kind: u32,
     /// When it starts, as `SERVICE_AUTO_START`.
     pub(super) start: u32,
+    /// The driver's file, or the program's command line.
+    pub(super) line: &'a OsStr,
     /// The service that must run before it.
-    pub(super) needs: &'a str,
+    pub(super) needs: Option<&'a str>,
 }
 
 /// A service.

@@ -28,6 +28,9 @@ Examples, in a command prompt of an administrator:
   covisor stop --all                               power everything off";
 /// How a service is started.
 pub const START_SERVICE: &str = "sc start";
+/// Who installs and removes services.
+pub const ONLY_ADMINISTRATORS: &str = "only administrators may install and remove services: open the command prompt by \
+                                       \"Run as administrator\" and type it again";
 /// Where what a service says goes.
 pub const SERVICE_LOG_HELP: &str =
     "File at whose end the guest's console and covisor's messages are written [default: nowhere]";
