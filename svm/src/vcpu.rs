@@ -231,6 +231,7 @@ impl SvmVcpu {
 pub(crate) mod tests {
     use crate::npt::NestedTables;
     use covisor_core::test_support::MockHost;
+    use covisor_core::tlb_tag::Tags;
 
     use super::*;
     use crate::features::EFER_SVME;
@@ -284,6 +285,19 @@ pub(crate) mod tests {
             assert_eq!((save.rip, save.rflags, save.cpl), (0xfff0, 2, 0));
             assert_eq!((save.dr6, save.dr7, save.pat), (0xffff_0ff0, 0x400, 0x0007_0406_0007_0406));
             assert_eq!((vcpu.xcr0(), vcpu.efer(), vcpu.nmi_blocked()), (1, 0, false));
+        });
+    }
+
+    /// Attack: memory that went to another guest, reached by a translation that a CPU still knows.
+    #[test]
+    fn test_attack_translations_of_memory_that_was_given_back() {
+        with_vcpu(|vcpu| {
+            let mut tags = Tags::new(8);
+            let (assigned, flush) = tags.assign();
+            vcpu.set_asid(assigned, flush);
+            assert!(tags.holds(&vcpu.assigned));
+            vcpu.forget_memory();
+            assert!(!tags.holds(&vcpu.assigned), "the next entry has another ASID");
         });
     }
 }

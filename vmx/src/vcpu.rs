@@ -2,6 +2,7 @@
 
 mod registers;
 
+use covisor_core::debug_registers::DR7_ENABLES;
 use covisor_core::delivery::Deliveries;
 use covisor_core::delivery::Event;
 use covisor_core::engine::Vcpu;
@@ -35,8 +36,6 @@ const INTERRUPTIBILITY_MOV_SS: u64 = 1 << 1;
 pub(crate) const INTERRUPTIBILITY_NMI: u64 = 1 << 3;
 /// Pending debug exceptions: a single step (25.4.2).
 const PENDING_SINGLE_STEP: u64 = 1 << 14;
-/// The enable bits of DR7.
-const DR7_ENABLES: u64 = 0xff;
 /// DR7.GD.
 pub(crate) const DR7_GENERAL_DETECT: u64 = 1 << 13;
 /// B0 to B3, BD and BS, which an exit qualification of #DB has as DR6 has them (table 28-1).
