@@ -291,6 +291,8 @@ impl Folder {
             self.nodes.let_all_go();
         }
         self.replace(&file, &new, &name, target)?;
+        // It is found by its new name from now on. A handle would do on Windows; Wine looks for its file by the old one.
+        self.nodes.let_go(stat.id);
         self.nodes.moved(stat.id, to.0, to.1);
         Ok(())
     }
