@@ -30,8 +30,8 @@ const ATTACK_SECONDS: &str = "1";
 /// The exit status when driver or engine are missing or refuse.
 const DRIVER: i32 = 2;
 
-/// The loader's unit tests that are run: those of shared folders, and of what is Windows' own.
-const UNIT_TESTS: &[&str] = &["share::", "devices::virtio::fs::", "sys::nt::", "sys::windows::"];
+/// The loader's unit tests that are run: those of shared folders, of guests that are kept in files, and of what is Windows' own.
+const UNIT_TESTS: &[&str] = &["share::", "devices::virtio::fs::", "cli::guests::", "sys::nt::", "sys::windows::"];
 /// Those that Wine 8 cannot do, and why.
 const NOT_UNDER_WINE: &[(&str, &str)] = &[
     ("sys::windows::share::tests::test_attack_junctions_are_never_followed", "there are no reparse points"),
