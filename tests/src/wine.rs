@@ -102,7 +102,7 @@ fn driver_comes_and_goes(env: &Env) -> Checked {
     Ok(())
 }
 
-/// The loader's unit tests hold that are about shared folders and Windows' own ways. (Guests are not tried: there is no CPU for them.)
+/// The loader's unit tests hold for Windows that are about shared folders, kept guests and Windows' own ways.
 fn shared_folders(env: &Env) -> Checked {
     let program = windows::loader_tests(env)?;
     let wine = Wine::start(env)?;
