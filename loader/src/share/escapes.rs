@@ -1,5 +1,5 @@
-//! Ways out of a shared folder on a Linux host that take links, devices or the host's help: what its programs do in the folder while
-//! the guest works there, what is mounted in it, and a system that is too old for openat2.
+//! Ways out of a shared folder on a Linux host that take links, devices or the host's help: what its programs do in the folder
+//! while the guest works there, what is mounted in it, and a system that is too old for openat2.
 
 use std::collections::BTreeMap;
 use std::fs;

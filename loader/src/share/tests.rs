@@ -47,8 +47,8 @@ pub(super) fn is_root(guest: &Guest) -> bool {
     guest.folder.path().metadata().unwrap().uid() == 0
 }
 
-/// The permissions that a file has that is given these: on Windows hosts they are kept by some file systems only, and are else those
-/// of all files.
+/// The permissions that a file has that is given these: on Windows hosts they are kept by some file systems only, and are else
+/// those of all files.
 fn kept(guest: &mut Guest, mode: u32) -> u32 {
     let probe = guest.make_directory(ROOT, b"probe", 0o700).unwrap();
     guest.send(code::FUSE_RMDIR, ROOT, &[b"probe\0"]).unwrap();

@@ -38,8 +38,8 @@ pub(super) fn lint(env: &Env, step: &Step) -> Result<()> {
     Ok(())
 }
 
-/// Builds the unit tests of a package's library, and returns the path of the program that runs them. It has no flags of its own, for
-/// nobody gets it; and it unwinds, for tests that fail.
+/// Builds the unit tests of a package's library, and returns the path of the program that runs them. It has no flags of its own,
+/// for nobody gets it; and it unwinds, for tests that fail.
 pub(super) fn build_tests(env: &Env, package: &str) -> Result<PathBuf> {
     let step = env.progress.step(format!("building {package}'s unit tests for Windows"));
     let messages = toolchain::bare_metal()?

@@ -1,4 +1,4 @@
-//! Entries of a folder, as NT lists them: `FILE_ID_FULL_DIR_INFORMATION` ([MS-FSCC] 2.4.19).
+//! Entries of a folder, as NT lists them: `FILE_ID_FULL_DIR_INFORMATION` ([MS-FSCC] 2.4).
 
 use super::kind::Kind;
 use super::number;

@@ -9,8 +9,8 @@ use crate::share::Errno;
 pub(in crate::sys) struct Status(pub(in crate::sys) i32);
 
 impl Status {
-    /// Whether the file system, or this NT, does not know what it was asked for: INVALID_INFO_CLASS, NOT_IMPLEMENTED, NOT_SUPPORTED,
-    /// INVALID_DEVICE_REQUEST, EAS_NOT_SUPPORTED, VOLUME_NOT_UPGRADED.
+    /// Whether the file system, or this NT, does not know what it was asked for: INVALID_INFO_CLASS, NOT_IMPLEMENTED,
+    /// NOT_SUPPORTED, INVALID_DEVICE_REQUEST, EAS_NOT_SUPPORTED, VOLUME_NOT_UPGRADED.
     pub(in crate::sys) fn is_unsupported(self) -> bool {
         matches!(
             self.0.cast_unsigned(),

@@ -6,7 +6,8 @@ pub(in crate::sys) const DIRECTORY: u32 = 0x10;
 pub(in crate::sys) const NORMAL: u32 = 0x80;
 pub(in crate::sys) const REPARSE_POINT: u32 = 0x400;
 
-/// Tags of reparse points ([MS-FSCC] 2.1.2.1): a symbolic link, pipe and socket of Linux' as WSL keeps them, links of Windows' own.
+/// Tags of reparse points ([MS-FSCC] 2.1.2.1): a symbolic link, pipe and socket of Linux' as WSL keeps them, links of Windows'
+/// own.
 pub(in crate::sys) const LX_SYMLINK: u32 = 0xa000_001d;
 pub(in crate::sys) const LX_FIFO: u32 = 0x8000_0024;
 pub(in crate::sys) const AF_UNIX: u32 = 0x8000_0023;
@@ -29,8 +30,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// The type of what has these attributes and, if it is a reparse point, this tag. `None` for others: devices of WSL's, and files
-    /// that something in Windows fills in when they are opened in the ordinary way, which we never do.
+    /// The type of what has these attributes and, if it is a reparse point, this tag. `None` for others: devices of WSL's, and
+    /// files that something in Windows fills in when they are opened in the ordinary way, which we never do.
     pub(in crate::sys) fn of(attributes: u32, tag: u32) -> Option<Self> {
         if attributes & REPARSE_POINT == 0 {
             return Some(if attributes & DIRECTORY == 0 { Self::File } else { Self::Folder });

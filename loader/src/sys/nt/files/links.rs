@@ -1,7 +1,7 @@
 //! Symbolic links as reparse points ([MS-FSCC] 2.1.2): tag, length of the data, 2 bytes of nothing; the data.
 //!
-//! A guest's are kept as WSL keeps Linux': the version 2 in 4 bytes, then the target in UTF-8. Windows follows none of them. Its own
-//! (2.1.2.4) and its junctions (2.1.2.5) the guest sees as links, too, with what Windows shows of their target.
+//! A guest's are kept as WSL keeps Linux': the version 2 in 4 bytes, then the target in UTF-8. Windows follows none of them. Its
+//! own (2.1.2.4) and its junctions (2.1.2.5) the guest sees as links, too, with what Windows shows of their target.
 
 use super::kind;
 use super::kind::Kind;

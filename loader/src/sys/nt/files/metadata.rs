@@ -1,6 +1,6 @@
-//! Owner and permissions of a guest's files. Windows has neither as Linux means them, so they are kept in extended attributes of the
-//! file, by the names and in the form that WSL uses: `$LXUID`, `$LXGID`, `$LXMOD`, each of 4 bytes, the least first. WSL shows them,
-//! too, where its drive is mounted with `metadata`.
+//! Owner and permissions of a guest's files. Windows has neither as Linux means them, so they are kept in extended attributes of
+//! the file, by the names and in the form that WSL uses: `$LXUID`, `$LXGID`, `$LXMOD`, each of 4 bytes, the least first. WSL
+//! shows them, too, where its drive is mounted with `metadata`.
 
 use super::u16_at;
 use super::u32_at;
@@ -10,9 +10,10 @@ const UID: &str = "$LXUID";
 const GID: &str = "$LXGID";
 const MODE: &str = "$LXMOD";
 
-/// `FILE_FULL_EA_INFORMATION` ([MS-FSCC] 2.4.15): offset of the next, flags, lengths of name and value; the name, a zero, the value.
+/// `FILE_FULL_EA_INFORMATION` ([MS-FSCC] 2.4): offset of the next, flags, lengths of name and value; the name, a zero, the
+/// value.
 const HEADER: usize = 8;
-/// `FILE_GET_EA_INFORMATION` (2.4.15.1): offset of the next, length of the name; the name, a zero.
+/// `FILE_GET_EA_INFORMATION` (the same): offset of the next, length of the name; the name, a zero.
 const GET_HEADER: usize = 5;
 /// Each begins at a multiple of this.
 const ALIGNMENT: usize = 4;

@@ -1,5 +1,5 @@
-//! Names of files. Linux takes all bytes but `/` and NUL in a name; Windows takes fewer characters, and some of them mean something
-//! else there: a colon leads to a stream of the file, a backslash into a folder.
+//! Names of files. Linux takes all bytes but `/` and NUL in a name; Windows takes fewer characters, and some of them mean
+//! something else there: a colon leads to a stream of the file, a backslash into a folder.
 //!
 //! What Windows does not take is kept as a character of Unicode's private use area, U+F000 and its number, as WSL, Cygwin and
 //! Samba do. A name that has such a character of its own, which would come back as another one, is refused.

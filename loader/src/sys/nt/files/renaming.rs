@@ -1,5 +1,5 @@
-//! A file's new name, as NT is told it: `FILE_RENAME_INFORMATION` and `FILE_LINK_INFORMATION` ([MS-FSCC] 2.4.42.2, 2.4.27.2), which are
-//! the same: flags, the folder's handle, the name's length, the name.
+//! A file's new name, as NT is told it: `FILE_RENAME_INFORMATION` and `FILE_LINK_INFORMATION` ([MS-FSCC] 2.4),
+//! which are the same: flags, the folder's handle, the name's length, the name.
 
 /// What of a file that has the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

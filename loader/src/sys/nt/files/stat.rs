@@ -1,4 +1,4 @@
-//! What NT knows of a file: `FILE_ALL_INFORMATION` ([MS-FSCC] 2.4.2).
+//! What NT knows of a file: `FILE_ALL_INFORMATION` ([MS-FSCC] 2.4).
 
 use super::kind;
 use super::kind::Kind;
@@ -22,8 +22,8 @@ const DELETE_PENDING: usize = 60;
 const FILE_ID: usize = 64;
 const EA_SIZE: usize = 72;
 
-/// Permissions of what nobody has set any for, as [`crate::sys`] has them for all files of a Windows host: all may read and run it.
-/// Who may write is decided by Windows.
+/// Permissions of what nobody has set any for, as [`crate::sys`] has them for all files of a Windows host: all may read and run
+/// it. Who may write is decided by Windows.
 const PERMISSIONS: u32 = 0o755;
 const WRITE: u32 = 0o222;
 /// Permissions of symbolic links (symlink(7)).

@@ -13,7 +13,8 @@ pub(in crate::sys) fn to_linux(time: i64) -> (i64, u32) {
     (time.div_euclid(SECOND) - SECONDS_TO_1970, nanoseconds)
 }
 
-/// Units from 1601 on, cut off. What was before is the first unit, what is too late the last: 0 and less mean something else to NT.
+/// Units from 1601 on, cut off. What was before is the first unit, what is too late the last: 0 and less mean something else to
+/// NT.
 pub(in crate::sys) fn to_windows(seconds: i64, nanoseconds: u32) -> i64 {
     let seconds = seconds.saturating_add(SECONDS_TO_1970).saturating_mul(SECOND);
     seconds.saturating_add(i64::from(nanoseconds / NANOSECONDS)).max(1)

@@ -1,7 +1,7 @@
 //! NT's calls on files that are named by a handle, or by one name within a folder that is.
 //!
-//! Every file is opened by NtCreateFile, relative to the handle of its folder and by one name, and always the file itself that has
-//! the name: not what a reparse point (symbolic link, junction) stands for. So neither links nor what others do to the folder
+//! Every file is opened by NtCreateFile, relative to the handle of its folder and by one name, and always the file itself that
+//! has the name: not what a reparse point (symbolic link, junction) stands for. So neither links nor what others do to the folder
 //! meanwhile lead anywhere else. Names as DOS knows them (devices, drives, `..`) mean nothing to these calls.
 
 use std::ffi::c_void;
@@ -206,8 +206,8 @@ pub(super) fn set_metadata(file: &File, metadata: Metadata) -> Result<(), Status
     check(unsafe { NtSetEaFile(file.as_raw_handle(), &raw mut status, bytes.as_ptr().cast(), size(bytes.len())?) })
 }
 
-/// The next entries of a folder, those of this name if there is one, from its begin on if that is wanted; `None` at the end. A handle
-/// is for one name or for all, always.
+/// The next entries of a folder, those of this name if there is one, from its begin on if that is wanted; `None` at the end. A
+/// handle is for one name or for all, always.
 pub(super) fn list(folder: &File, name: Option<&[u16]>, restart: bool) -> Result<Option<Vec<Entry>>, Status> {
     let name = name.map(counted).transpose()?;
     let name = name.as_ref().map_or(ptr::null(), ptr::from_ref);

@@ -221,8 +221,8 @@ impl Folder {
         self.take_name(&file, &stat, (&folder, &names::to_windows(name)?))
     }
 
-    /// Takes the name away that a file has in a folder. Before Windows 10 it has it as long as somebody has it open, and nobody else
-    /// can have it; so a file that the guest has open gets another one first.
+    /// Takes the name away that a file has in a folder. Before Windows 10 it has it as long as somebody has it open, and nobody
+    /// else can have it; so a file that the guest has open gets another one first.
     fn take_name(&mut self, file: &File, stat: &Stat, (folder, name): (&File, &[u16])) -> Result<(), Errno> {
         match take_away_now(file) {
             Err(status) if status.is_too_new() => {}

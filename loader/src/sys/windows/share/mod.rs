@@ -1,5 +1,5 @@
-//! Shared folders. [`calls`] has what NT does, [`changes`] how files are changed, moved and taken away, [`listing`] how a folder is
-//! read.
+//! Shared folders. [`calls`] has what NT does, [`changes`] how files are changed, moved and taken away, [`listing`] how a folder
+//! is read.
 
 mod calls;
 mod changes;
@@ -68,8 +68,8 @@ use crate::sys::nt::files::stat::Stat;
 
 /// Most files and folders that a guest can have open in a share.
 const MOST_HANDLES: usize = 8192;
-/// Most handles for those that it only knows of. They are few, because Windows lets nobody rename a folder while one of a file below
-/// it is open.
+/// Most handles for those that it only knows of. They are few, because Windows lets nobody rename a folder while one of a file
+/// below it is open.
 const MOST_HELD: usize = 64;
 
 /// Bytes of the longest name that the guest may use (`NAME_MAX`).

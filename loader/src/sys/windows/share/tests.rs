@@ -128,7 +128,8 @@ fn test_folders_are_named_in_all_ways_of_windows() {
     assert!(Folder::new(drive, true, Mapping::default()).unwrap().attributes(ROOT, None).is_ok());
 }
 
-/// Attack: names that are ways, streams, drives, devices or patterns to Windows are names of files in the folder, and nothing else.
+/// Attack: names that are ways, streams, drives, devices or patterns to Windows are names of files in the folder, and nothing
+/// else.
 #[test]
 fn test_attack_names_that_mean_something_to_windows() {
     let mut shared = Shared::new();
