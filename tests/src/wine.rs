@@ -17,6 +17,7 @@ use crate::conformance;
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario::new("wine/conformance", |env, _| verdict(conformance_suite(env))),
     Scenario::new("wine/driver-comes-and-goes", |env, _| verdict(driver_comes_and_goes(env))),
+    Scenario::new("wine/shared-folders", |env, _| verdict(shared_folders(env))),
 ];
 
 /// How long a command may take by this machine's clock.
@@ -28,6 +29,17 @@ const ATTACK_SECONDS: &str = "1";
 
 /// The exit status when driver or engine are missing or refuse.
 const DRIVER: i32 = 2;
+
+/// The loader's unit tests that are run: those of shared folders, of guests that are kept in files, and of what is Windows' own.
+const UNIT_TESTS: &[&str] = &["share::", "devices::virtio::fs::", "cli::guests::", "sys::nt::", "sys::windows::"];
+/// Those that Wine 8 cannot do, and why.
+const NOT_UNDER_WINE: &[(&str, &str)] = &[
+    ("sys::windows::share::tests::test_attack_junctions_are_never_followed", "there are no reparse points"),
+    ("sys::windows::share::tests::test_a_file_changes_letters_of_its_name", "that is taken for the same name"),
+    ("share::tests::test_an_open_file_outlives_its_name", "a file that is taken away is said to have a link"),
+];
+/// Those that must be among them.
+const SHARED_FOLDERS: &[&str] = &["share::tests::", "sys::windows::share::tests::", "sys::nt::files::"];
 
 /// What a program said and what the driver printed.
 fn told_all(outcome: &Outcome) -> String {
@@ -87,5 +99,24 @@ fn driver_comes_and_goes(env: &Env) -> Checked {
         run(&["driver", "remove"], 0, &["the driver is removed"])?;
         run(&["driver", "remove"], DRIVER, &["the driver is not installed"])?;
     }
+    Ok(())
+}
+
+/// The loader's unit tests hold for Windows that are about shared folders, kept guests and Windows' own ways.
+fn shared_folders(env: &Env) -> Checked {
+    let program = windows::loader_tests(env)?;
+    let wine = Wine::start(env)?;
+    let skipped = NOT_UNDER_WINE.iter().flat_map(|(test, _)| ["--skip", test]);
+    let arguments: Vec<&str> = UNIT_TESTS.iter().copied().chain(skipped).collect();
+    let outcome = wine.run(&program, &arguments, SUITE)?;
+    let said = outcome.stdout_text();
+    let passed = |part: &str| {
+        let line = |line: &str| {
+            line.strip_prefix("test ").is_some_and(|test| test.starts_with(part) && test.ends_with(" ... ok"))
+        };
+        said.lines().map(str::trim_end).any(line)
+    };
+    let missing: Vec<_> = SHARED_FOLDERS.iter().filter(|part| !passed(part)).collect();
+    ensure!(outcome.status == 0 && missing.is_empty(), "nothing passed of {missing:?}: {}", told(&outcome));
     Ok(())
 }

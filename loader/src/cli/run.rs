@@ -98,7 +98,8 @@ pub(super) struct Args {
     net: Vec<Adapter>,
     /// Folder of the host's that the guest mounts by `mount -t virtiofs TAG /mnt`; the tag is share0, share1 and so on, or what tag=
     /// says. With `ro` the guest cannot write it. With uid= and gid= all files are that user's and group's in the guest, else whose they
-    /// are on the host; with `suid` the guest may set the bits that have a program run with its owner's rights. May be given several times
+    /// are on the host (on Windows hosts: whose the guest made them); with `suid` the guest may set the bits that have a program run with
+    /// its owner's rights. May be given several times
     #[arg(long, value_name = "FOLDER[,tag=NAME][,ro][,uid=N][,gid=N][,suid]")]
     share: Vec<Share>,
     /// The same in coLinux's words: kernel=FILE initrd=FILE mem=MIB cobdN=FILE hdaN=FILE ethN=slirp|tuntap execN=PROGRAM; beside

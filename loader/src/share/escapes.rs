@@ -1,5 +1,5 @@
-//! Ways out of a shared folder that take the host's help: what its programs do in the folder while the guest works there, what is
-//! mounted in it, and a system that is too old for openat2.
+//! Ways out of a shared folder on a Linux host that take links, devices or the host's help: what its programs do in the folder
+//! while the guest works there, what is mounted in it, and a system that is too old for openat2.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,14 +30,21 @@ use super::testing::Guest;
 use super::testing::O_EXCL;
 use super::testing::O_RDONLY;
 use super::testing::O_RDWR;
+use super::testing::O_TRUNC;
 use super::tests;
 
+const EPERM: u16 = 1;
 const EACCES: u16 = 13;
 const ENOENT: u16 = 2;
 const ENOTDIR: u16 = 20;
 const EINVAL: u16 = 22;
 const EXDEV: u16 = 18;
 const S_IFREG: u32 = 0o100_000;
+const S_IFIFO: u32 = 0o010_000;
+const S_IFCHR: u32 = 0o020_000;
+const S_IFBLK: u32 = 0o060_000;
+const S_IFDIR: u32 = 0o040_000;
+const S_IFSOCK: u32 = 0o140_000;
 const S_IFLNK: u32 = 0o120_000;
 const S_IFMT: u32 = 0o170_000;
 
@@ -96,6 +103,163 @@ fn race(mut guest: impl FnMut() -> bool, others: Vec<Box<dyn FnMut() + Send + '_
         stop.store(true, Ordering::Relaxed);
     });
     assert!(won, "the guest never won");
+}
+
+/// Attack: symbolic links as folders, as files, to what is outside, to what is inside.
+#[test]
+fn test_attack_links_are_never_followed() {
+    let mut guest = Guest::new();
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    symlink(outside.path(), guest.path("by-host")).unwrap();
+    symlink(outside.path().join("secret"), guest.path("file-by-host")).unwrap();
+    let target = outside.path().as_os_str().as_encoded_bytes().to_vec();
+    guest.symlink(ROOT, b"by-guest", &target).unwrap();
+    guest.symlink(ROOT, b"up", b"..").unwrap();
+    guest.symlink(ROOT, b"root", b"/").unwrap();
+    guest.symlink(ROOT, b"proc", b"/proc/self/root").unwrap();
+    guest.symlink(ROOT, b"loop", b"loop").unwrap();
+    for name in ["by-host", "file-by-host", "by-guest", "up", "root", "proc", "loop"] {
+        let link = guest.lookup(ROOT, name.as_bytes()).unwrap();
+        assert_eq!(link.attr.mode & S_IFMT, S_IFLNK, "{name}");
+        let node = link.nodeid;
+        assert_eq!(guest.lookup(node, b"secret").err(), Some(ENOTDIR));
+        assert_eq!(guest.lookup(node, b"etc").err(), Some(ENOTDIR));
+        assert_eq!(guest.open(node, O_RDONLY).err(), Some(EACCES));
+        assert_eq!(guest.list(node, 4096, true).err(), Some(ENOTDIR));
+        assert_eq!(guest.make_node(node, b"made", S_IFREG | 0o600).err(), Some(ENOTDIR));
+        assert_eq!(guest.create(node, b"made", 0o600, O_RDWR).err(), Some(ENOTDIR));
+        // Where there is such a name already, nothing is opened behind it.
+        assert_eq!(guest.create(ROOT, name.as_bytes(), 0o600, O_RDWR | O_TRUNC).err(), Some(EACCES));
+        assert_eq!(guest.change(node, fuse::FATTR_SIZE, |set| set.size = 0).err(), Some(EACCES));
+    }
+    let by_guest = guest.walk("by-guest").unwrap();
+    assert_eq!(guest.send(code::FUSE_READLINK, by_guest, &[]), Ok(target));
+    assert_eq!(guest.send(code::FUSE_READLINK, ROOT, &[]), Err(EINVAL));
+    // One more name of a link is one of the link.
+    let linked = guest.link(by_guest, ROOT, b"linked").unwrap();
+    assert_eq!((linked.attr.mode & S_IFMT, linked.attr.nlink), (S_IFLNK, 2));
+    if tests::is_root(&guest) {
+        guest.change(by_guest, fuse::FATTR_UID, |set| set.uid = 4321).unwrap();
+        assert_ne!(outside.path().metadata().unwrap().uid(), 4321);
+    }
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    assert_eq!(fs::read(outside.path().join("secret")).unwrap(), b"secret");
+}
+
+/// Attack: a folder that the guest knows becomes a link, or moves away, while the guest works in it.
+#[test]
+fn test_attack_a_folder_becomes_a_link() {
+    let mut guest = Guest::new();
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    let folder = guest.make_directory(ROOT, b"folder", 0o700).unwrap().nodeid;
+    guest.make_node(folder, b"inner", S_IFREG | 0o600).unwrap();
+    fs::rename(guest.path("folder"), guest.path("moved")).unwrap();
+    symlink(outside.path(), guest.path("folder")).unwrap();
+    // It is the folder that it was, wherever that is now.
+    assert_eq!(guest.lookup(folder, b"secret").err(), Some(ENOENT));
+    assert!(guest.lookup(folder, b"inner").is_ok());
+    guest.make_node(folder, b"made", S_IFREG | 0o600).unwrap();
+    assert!(guest.path("moved/made").exists());
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+}
+
+/// Attack: the name of a file becomes a link between its look-up and its opening, over and over.
+#[test]
+fn test_attack_a_race_of_links() {
+    let mut guest = Guest::new();
+    let outside = tempfile::tempdir().unwrap();
+    fs::create_dir(outside.path().join("sub")).unwrap();
+    fs::write(outside.path().join("sub/file"), "secret").unwrap();
+    fs::create_dir(guest.path("sub")).unwrap();
+    fs::write(guest.path("sub/file"), "public").unwrap();
+    let (inside, aside) = (guest.path("sub"), guest.path("aside"));
+    let (stop, outside_sub) = (AtomicBool::new(false), outside.path().join("sub"));
+    let (mut read, mut missed) = (0, 0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                fs::rename(&inside, &aside).unwrap();
+                symlink(&outside_sub, &inside).unwrap();
+                fs::remove_file(&inside).unwrap();
+                fs::rename(&aside, &inside).unwrap();
+            }
+        });
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(10) {
+            let Ok(node) = guest.walk("sub/file") else {
+                missed += 1;
+                continue;
+            };
+            let Ok(handle) = guest.open(node, O_RDWR) else { continue };
+            assert_eq!(guest.read(node, handle, 0, 6), Ok(b"public".to_vec()));
+            guest.write(node, handle, 0, b"public").unwrap();
+            guest.release(code::FUSE_RELEASE, node, handle).unwrap();
+            read += 1;
+            if read > 500 && missed > 500 {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(read > 0);
+    assert_eq!(fs::read(outside.path().join("sub/file")).unwrap(), b"secret");
+}
+
+/// Attack: devices are not made, and neither they nor pipes are opened, which would wait for somebody.
+#[test]
+fn test_attack_devices_and_pipes() {
+    let mut guest = Guest::new();
+    for kind in [S_IFCHR, S_IFBLK, S_IFLNK, S_IFDIR, S_IFMT] {
+        assert_eq!(guest.make_node(ROOT, b"device", kind | 0o666).err(), Some(EPERM), "{kind:o}");
+    }
+    for (name, kind) in [(&b"pipe"[..], S_IFIFO), (b"socket", S_IFSOCK)] {
+        let made = guest.make_node(ROOT, name, kind | 0o666).unwrap();
+        assert_eq!(made.attr.mode, kind | 0o666);
+        for flags in [O_RDONLY, O_RDWR] {
+            assert_eq!(guest.open(made.nodeid, flags).err(), Some(EACCES));
+            assert_eq!(guest.create(ROOT, name, 0o600, flags).err(), Some(EACCES));
+        }
+        assert_eq!(guest.change(made.nodeid, fuse::FATTR_SIZE, |set| set.size = 0).err(), Some(EACCES));
+    }
+    let device = std::ffi::CString::new(guest.path("null").to_str().unwrap()).unwrap();
+    if nix::sys::stat::mknod(
+        device.as_c_str(),
+        nix::sys::stat::SFlag::S_IFCHR,
+        nix::sys::stat::Mode::from_bits_truncate(0o666),
+        nix::sys::stat::makedev(1, 3),
+    )
+    .is_ok()
+    {
+        let node = guest.walk("null").unwrap();
+        assert_eq!(guest.open(node, O_RDWR).err(), Some(EACCES));
+        assert_eq!(guest.attributes(node).unwrap().rdev, 0);
+    }
+    assert!(!guest.path("device").exists());
+}
+
+/// Attack: programs that run with root's rights on the host.
+#[test]
+fn test_attack_programs_with_their_owners_rights() {
+    let mut guest = Guest::new();
+    let (node, _) = guest.create(ROOT, b"program", 0o6755, O_RDWR).unwrap();
+    let mode = |guest: &Guest| guest.path("program").metadata().unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&guest), 0o755);
+    guest.change(node, fuse::FATTR_MODE, |set| set.mode = 0o4755).unwrap();
+    assert_eq!(mode(&guest), 0o755);
+    // One of the host's keeps its right until the guest may change what it does.
+    fs::set_permissions(guest.path("program"), fs::Permissions::from_mode(0o4755)).unwrap();
+    guest.open(node, O_RDONLY).unwrap();
+    assert_eq!(mode(&guest), 0o4755);
+    guest.open(node, O_RDWR).unwrap();
+    assert_eq!(mode(&guest), 0o755);
+    // The folder's group for what is made in it runs nothing.
+    assert_eq!(guest.make_directory(ROOT, b"folder", 0o2755).unwrap().attr.mode & 0o7777, 0o2755);
+
+    let mut trusted = Guest::with(false, Mapping { suid: true, ..Mapping::default() });
+    trusted.create(ROOT, b"program", 0o4755, O_RDWR).unwrap();
+    assert_eq!(mode(&trusted), 0o4755);
 }
 
 /// Attack: folder and link change places, by the host and by another part of the guest, while the guest makes, changes and takes away
@@ -289,9 +453,9 @@ fn test_attacks_before_linux_5_6() {
         tests::test_folders_are_made_listed_and_taken_away();
         tests::test_names_move_and_multiply();
         tests::test_attack_names_that_lead_out();
-        tests::test_attack_links_are_never_followed();
-        tests::test_attack_a_folder_becomes_a_link();
-        tests::test_attack_devices_and_pipes();
+        test_attack_links_are_never_followed();
+        test_attack_a_folder_becomes_a_link();
+        test_attack_devices_and_pipes();
         test_attack_a_race_of_changes();
         test_attack_a_folder_moves_out();
         test_attack_magic_links();

@@ -191,6 +191,11 @@ pub struct Statistics {
     pub name_length: u32,
 }
 
+/// A place in a file that lseek(2), pread(2) and their like take.
+pub(crate) fn position(offset: u64) -> Result<u64, Errno> {
+    i64::try_from(offset).map(i64::cast_unsigned).map_err(|_| Errno::INVAL)
+}
+
 /// A shared folder of the host's. All names are one name each: not empty, without `/`, neither `.` nor `..`. It reaches nothing
 /// outside of the folder, whatever else uses the folder meanwhile; it follows no symbolic link; and it bounds what it keeps.
 pub trait FileSystem: Send {

@@ -9,13 +9,14 @@ mod errno;
 #[cfg(all(test, target_os = "linux"))]
 mod escapes;
 mod filesystem;
+mod nodes;
 mod reply;
 mod request;
 mod server;
 mod spec;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 pub(crate) mod testing;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests;
 
 pub use errno::Errno;
@@ -35,6 +36,10 @@ pub use filesystem::RenameMode;
 pub use filesystem::SeekTo;
 pub use filesystem::Statistics;
 pub use filesystem::Time;
+pub(crate) use filesystem::position;
+pub(crate) use nodes::Held;
+pub(crate) use nodes::Identity;
+pub(crate) use nodes::Nodes;
 pub use request::MOST_DATA;
 pub use request::MOST_REQUEST;
 pub use request::Operation;

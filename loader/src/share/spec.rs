@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use super::Errno;
+
 /// Bytes of a tag (virtio 1.2, 5.11.4).
 const TAG_SIZE: usize = 36;
 
@@ -62,6 +64,28 @@ pub struct Mapping {
     pub gid: Option<u32>,
     /// The guest may set the bits that have a program run with its owner's rights.
     pub suid: bool,
+}
+
+/// Permissions, and those of them that have a program run with its owner's rights.
+const PERMISSIONS: u32 = 0o7777;
+const SUID: u32 = 0o6000;
+
+impl Mapping {
+    /// Permissions that the guest may set for a file, or a folder: of folders the bits say whose is what is made in them.
+    pub(crate) fn permissions(&self, mode: u32, is_folder: bool) -> u32 {
+        mode & PERMISSIONS & if self.suid || is_folder { u32::MAX } else { !SUID }
+    }
+
+    /// Whose a file shall be, as far as it may become somebody else's.
+    pub(crate) fn owners(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(Option<u32>, Option<u32>), Errno> {
+        let shown = |wanted: Option<u32>, shown: Option<u32>| match (wanted, shown) {
+            // All files are this one's, and stay so.
+            (Some(wanted), Some(shown)) if wanted == shown => Ok(None),
+            (Some(_), Some(_)) => Err(Errno::PERM),
+            (wanted, _) => Ok(wanted),
+        };
+        Ok((shown(uid, self.uid)?, shown(gid, self.gid)?))
+    }
 }
 
 /// A shared folder.

@@ -54,11 +54,13 @@ impl Guest {
     }
 
     /// One that has this folder.
+    #[cfg(target_os = "linux")]
     pub(crate) fn of(path: &Path, read_only: bool, mapping: Mapping) -> Self {
         Self::in_folder(Arc::new(tempfile::tempdir().unwrap()), path, read_only, mapping)
     }
 
     /// One that has the same folder, by another share.
+    #[cfg(target_os = "linux")]
     pub(crate) fn beside(other: &Self) -> Self {
         Self::in_folder(Arc::clone(&other.folder), other.folder.path(), false, Mapping::default())
     }

@@ -68,6 +68,13 @@ pub enum WindowsError {
         flaws: Vec<Flaw>,
     },
 
+    /// Cargo has changed what it says, most likely.
+    #[error("cargo does not say where the unit tests of {package} are, which it has built for Windows")]
+    NoTests {
+        /// The package.
+        package: String,
+    },
+
     /// Wine's programs do not run.
     #[error("Wine does not start: {told}")]
     NoSession {
@@ -188,6 +195,15 @@ pub fn programs_for_wine(env: &Env) -> Result<Programs> {
     let [covisor, conformance] = program::build(env, ["covisor", "covisor-conformance"])?;
     let covisor = check_program(env, covisor)?;
     Ok(built.insert(Programs { covisor, conformance }).clone())
+}
+
+/// Builds the loader's unit tests as a program for Windows.
+///
+/// # Errors
+/// When it does not build.
+pub fn loader_tests(env: &Env) -> Result<PathBuf> {
+    setup::ensure_for_windows(env)?;
+    program::build_tests(env, "covisor")
 }
 
 /// Has clippy look at what is for Windows only.

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use covisor_guest_images::fs;
 use covisor_guest_images::progress::Step;
+use serde_json::Value;
 
+use super::WindowsError;
 use super::out;
 use crate::env::Env;
 use crate::error::Result;
@@ -36,6 +38,38 @@ pub(super) fn lint(env: &Env, step: &Step) -> Result<()> {
     Ok(())
 }
 
+/// Builds the unit tests of a package's library, and returns the path of the program that runs them. It has no flags of its own,
+/// for nobody gets it; and it unwinds, for tests that fail.
+pub(super) fn build_tests(env: &Env, package: &str) -> Result<PathBuf> {
+    let step = env.progress.step(format!("building {package}'s unit tests for Windows"));
+    let messages = toolchain::bare_metal()?
+        .cargo_with("std", TARGET, "test", &[])
+        .args([
+            "--package",
+            package,
+            "--lib",
+            "--no-run",
+            "--locked",
+            "--quiet",
+            "--message-format=json-render-diagnostics",
+        ])
+        .arg("--target-dir")
+        .arg(env.cargo_target.join("windows"))
+        .dir(&env.root)
+        .output()?;
+    step.done();
+    test_program(&messages).ok_or_else(|| WindowsError::NoTests { package: package.to_owned() }.into())
+}
+
+/// The program that cargo tells of: the last thing that it has made.
+fn test_program(messages: &str) -> Option<PathBuf> {
+    let of = |line: &str| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        message["executable"].as_str().filter(|_| message["profile"]["test"] == true).map(PathBuf::from)
+    };
+    messages.lines().rev().find_map(of)
+}
+
 /// Builds the programs of these packages, whose names are theirs, and returns the paths of the files. All at once, for the library
 /// is built from source, too.
 pub(super) fn build<const N: usize>(env: &Env, packages: [&str; N]) -> Result<[PathBuf; N]> {
@@ -57,4 +91,19 @@ pub(super) fn build<const N: usize>(env: &Env, packages: [&str; N]) -> Result<[P
     }
     step.done();
     Ok(programs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_the_program_with_the_tests_is_found_among_cargos_messages() {
+        let messages = r#"{"reason":"compiler-artifact","executable":"/t/build-script","profile":{"test":false}}
+{"reason":"compiler-artifact","executable":null,"profile":{"test":true}}
+{"reason":"compiler-artifact","executable":"/t/covisor-1.exe","profile":{"test":true}}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(test_program(messages), Some(PathBuf::from("/t/covisor-1.exe")));
+        assert_eq!(test_program("no JSON"), None);
+    }
 }

@@ -233,8 +233,9 @@ impl Store {
         let made = fill(&unfinished).map_err(StoreError::Made).and_then(|definition| {
             let path = unfinished.join(DEFINITION);
             let text = serde_json::to_vec_pretty(&definition).map_err(|error| at(&path)(error.into()))?;
-            fs::write(&path, text).map_err(at(&path))?;
-            File::open(&path).and_then(|file| file.sync_all()).map_err(at(&path))?;
+            // Written out by the handle that wrote it: Windows does that for no other.
+            let write = |mut file: File| file.write_all(&text).and_then(|()| file.sync_all());
+            File::create(&path).and_then(write).map_err(at(&path))?;
             fs::rename(&unfinished, &folder).map_err(at(&folder))
         });
         if made.is_err() {

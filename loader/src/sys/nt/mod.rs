@@ -3,6 +3,7 @@
 pub(super) mod clock;
 pub(super) mod command_line;
 pub(super) mod conditions;
+pub(super) mod files;
 pub(super) mod guest_service;
 pub(super) mod keys;
 pub(super) mod refusals;

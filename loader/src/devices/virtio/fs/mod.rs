@@ -134,5 +134,5 @@ impl QueueHandler for FsHandler {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests;

@@ -94,6 +94,11 @@ pub(super) fn kind(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
 }
 
+/// Which file it is: device, inode and type.
+pub(super) fn identity(stat: &Stat) -> ((u64, u64), FileType) {
+    ((stat.st_dev, stat.st_ino), kind(stat))
+}
+
 /// Sets permissions; not of symbolic links, which have none.
 pub(super) fn set_mode(file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
     fs::chmodat(CWD, link_of(file), Mode::from_raw_mode(mode), AtFlags::empty()).map_err(errno)

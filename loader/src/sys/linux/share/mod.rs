@@ -1,7 +1,6 @@
-//! Shared folders. [`calls`] has what the system does, [`nodes`] the files that the guest knows of.
+//! Shared folders. [`calls`] has what the system does.
 
 mod calls;
-mod nodes;
 #[cfg(test)]
 mod tests;
 
@@ -30,8 +29,7 @@ use rustix::process::getrlimit;
 use rustix::process::setrlimit;
 
 use self::calls::errno;
-use self::nodes::Nodes;
-use self::nodes::key;
+use self::calls::identity;
 use crate::share::Attributes;
 use crate::share::Changes;
 use crate::share::DirectoryEntry;
@@ -39,15 +37,19 @@ use crate::share::Entry;
 use crate::share::Errno;
 use crate::share::FileSystem;
 use crate::share::HandleId;
+use crate::share::Held;
+use crate::share::Identity;
 use crate::share::Mapping;
 use crate::share::New;
 use crate::share::NodeId;
 use crate::share::NodeKind;
+use crate::share::Nodes;
 use crate::share::Opening;
 use crate::share::Owner;
 use crate::share::RenameMode;
 use crate::share::SeekTo;
 use crate::share::Statistics;
+use crate::share::position;
 
 /// Most files and folders that a guest can have open in a share, and most descriptors for those that it only knows of, as far as
 /// the process may have so many.
@@ -95,6 +97,18 @@ fn budget() -> (usize, usize) {
     (part(MOST_HELD, each * 2 / 3), part(MOST_HANDLES, each / 3))
 }
 
+impl Held for OwnedFd {
+    /// Device and inode.
+    type Key = (u64, u64);
+    type Kind = FileType;
+
+    fn find(&self, name: &CStr) -> Result<(Self, Identity<Self>), Errno> {
+        let found = calls::find(self.as_fd(), name)?;
+        let stat = calls::stat(found.as_fd())?;
+        Ok((found, identity(&stat)))
+    }
+}
+
 /// What the guest has open.
 #[derive(Debug)]
 struct Handle {
@@ -106,7 +120,7 @@ struct Handle {
 /// A shared folder.
 #[derive(Debug)]
 struct Folder {
-    nodes: Nodes,
+    nodes: Nodes<OwnedFd>,
     handles: HashMap<HandleId, Handle>,
     next_handle: HandleId,
     most_handles: usize,
@@ -127,7 +141,7 @@ impl Folder {
         }
         let stat = fs::fstat(&root)?;
         let (most_held, most_handles) = budget();
-        let nodes = Nodes::new(root, most_held).map_err(|error| io::Error::from_raw_os_error(error.0.into()))?;
+        let nodes = Nodes::new(root, identity(&stat), most_held);
         Ok(Self {
             nodes,
             handles: HashMap::new(),
@@ -147,8 +161,7 @@ impl Folder {
 
     /// Permissions that the guest may set for a file of this type.
     fn permissions(&self, mode: u32, kind: FileType) -> u32 {
-        let forbidden = if self.mapping.suid || kind == FileType::Directory { 0 } else { SUID };
-        mode & PERMISSIONS & !forbidden
+        self.mapping.permissions(mode, kind == FileType::Directory)
     }
 
     /// What the guest sees of a file.
@@ -176,7 +189,7 @@ impl Folder {
     /// Tells the guest of a file.
     fn enter(&mut self, parent: NodeId, name: &CStr, file: OwnedFd) -> Result<Entry, Errno> {
         let stat = calls::stat(file.as_fd())?;
-        let node = self.nodes.enter(parent, name, file, &stat)?;
+        let node = self.nodes.enter(parent, name, file, identity(&stat))?;
         Ok(Entry { node, attributes: self.shown(&stat) })
     }
 
@@ -264,13 +277,7 @@ impl Folder {
     }
 
     fn set_owner(&self, file: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
-        let shown = |wanted: Option<u32>, shown: Option<u32>| match (wanted, shown) {
-            // All files are this one's, and stay so.
-            (Some(wanted), Some(shown)) if wanted == shown => Ok(None),
-            (Some(_), Some(_)) => Err(Errno::PERM),
-            (wanted, _) => Ok(wanted),
-        };
-        let (uid, gid) = (shown(uid, self.mapping.uid)?, shown(gid, self.mapping.gid)?);
+        let (uid, gid) = self.mapping.owners(uid, gid)?;
         if uid.is_some() || gid.is_some() { calls::set_owner(file, uid, gid) } else { Ok(()) }
     }
 
@@ -288,11 +295,6 @@ impl Folder {
 
 fn time(seconds: i64, nanoseconds: u64) -> (i64, u32) {
     (seconds, u32::try_from(nanoseconds).unwrap_or(0))
-}
-
-/// Numbers that lseek(2), pread(2) and their like take.
-fn position(offset: u64) -> Result<u64, Errno> {
-    i64::try_from(offset).map(i64::cast_unsigned).map_err(|_| Errno::INVAL)
 }
 
 impl FileSystem for Folder {
@@ -400,7 +402,7 @@ impl FileSystem for Folder {
                 // What has the name now may be another file, if the host is busy with it: then it is that one.
                 let entry = self.lookup(parent, name)?;
                 let known = calls::stat(self.nodes.file(entry.node)?.as_fd())?;
-                if key(&known) == key(&calls::stat(file.as_fd())?) {
+                if identity(&known) == identity(&calls::stat(file.as_fd())?) {
                     return Ok((entry, self.keep(entry.node, file, false)));
                 }
                 self.forget(entry.node, 1);
@@ -441,7 +443,7 @@ impl FileSystem for Folder {
         fs::renameat_with(&*old, from.1, &*new, to.1, flags).map_err(errno)?;
         for (folder, (parent, name)) in [(&new, to), (&old, from)] {
             if let Ok(stat) = calls::stat_name(folder.as_fd(), name) {
-                self.nodes.moved(key(&stat), parent, name);
+                self.nodes.moved(identity(&stat).0, parent, name);
             }
         }
         Ok(())

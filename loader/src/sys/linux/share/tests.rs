@@ -7,7 +7,8 @@ fn shared(most: usize) -> (tempfile::TempDir, Folder) {
     let folder = tempfile::tempdir().unwrap();
     let mut files = Folder::new(folder.path(), false, Mapping::default()).unwrap();
     let root = fs::open(folder.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
-    files.nodes = Nodes::new(root, most).unwrap();
+    let stat = calls::stat(root.as_fd()).unwrap();
+    files.nodes = Nodes::new(root, identity(&stat), most);
     (folder, files)
 }
 
@@ -46,6 +47,26 @@ fn test_descriptors_are_few_and_files_many() {
         files.forget(node, 1);
     }
     assert_eq!(files.nodes.counts(), (1, 1));
+}
+
+#[test]
+fn test_descriptors_are_given_up_when_that_is_asked_for() {
+    let (_folder, mut files) = shared(8);
+    let nodes = deep(&mut files, 3);
+    let open = files.open_directory(nodes[2]).unwrap();
+    files.nodes.let_all_go();
+    assert_eq!(files.nodes.counts(), (4, 2), "the shared folder and the open one");
+    let inode = files.attributes(nodes[3], None).unwrap().inode;
+    assert_eq!(files.nodes.counts(), (4, 3));
+    let key = (files.devices[0], inode);
+    assert!(files.nodes.is_within(nodes[3], key) && !files.nodes.is_within(nodes[2], key) && !files.nodes.is_open(key));
+    files.nodes.let_go(key);
+    assert_eq!(files.nodes.counts(), (4, 2));
+    assert_eq!(files.nodes.parent_key(nodes[3]), Some((key.0, files.attributes(nodes[2], None).unwrap().inode)));
+    files.release(open);
+    files.nodes.let_all_go();
+    assert_eq!(files.nodes.counts(), (4, 1));
+    assert!(nodes.iter().all(|&node| files.attributes(node, None).is_ok()));
 }
 
 #[test]

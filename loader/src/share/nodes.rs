@@ -1,44 +1,47 @@
-//! The files that the guest knows of.
+//! The files that a guest knows of.
 //!
-//! A guest keeps as many as its memory holds, and each would take a descriptor of the host's. So of those that were not used for
-//! long only the name and the folder are kept. Such a file is found again by its name, and it must be the same file: by its
-//! device and inode.
+//! A guest keeps as many as its memory holds, and each would take a descriptor (on Windows: a handle) of the host's. So of those
+//! that were not used for long only the name and the folder are kept. Such a file is found again by its name, and it must be the
+//! same file: by what the host tells files apart by.
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::ffi::CString;
-use std::os::fd::AsFd;
-use std::os::fd::OwnedFd;
+use std::fmt::Debug;
+use std::hash::Hash;
 use std::sync::Arc;
 
-use rustix::fs::FileType;
-use rustix::fs::Stat;
+use super::Errno;
+use super::NodeId;
+use super::ROOT;
 
-use super::calls;
-use crate::share::Errno;
-use crate::share::NodeId;
-use crate::share::ROOT;
+/// What holds a file of the host's, whatever becomes of its name: a descriptor.
+pub(crate) trait Held: Sized {
+    /// What tells a file from all others of the share.
+    type Key: Copy + Debug + Eq + Hash;
+    /// What a file is, as long as it is there.
+    type Kind: Copy + Debug + Eq;
+
+    /// A name's file within this folder, whatever it is: a symbolic link is the link.
+    fn find(&self, name: &CStr) -> Result<(Self, Identity<Self>), Errno>;
+}
+
+/// Which file it is.
+pub(crate) type Identity<F> = (<F as Held>::Key, <F as Held>::Kind);
 
 /// Most files that a guest can have us know: some 200 MB of host memory.
 const MOST_NODES: usize = 1 << 20;
 /// Folders above each other, when a file is looked for again; more than the longest path has.
 const DEEPEST: usize = 2048;
 
-/// What a file is on the host: device and inode.
-pub(super) type Key = (u64, u64);
-
-pub(super) fn key(stat: &Stat) -> Key {
-    (stat.st_dev, stat.st_ino)
-}
-
 #[derive(Debug)]
-struct Node {
-    key: Key,
-    kind: FileType,
+struct Node<F: Held> {
+    key: F::Key,
+    kind: F::Kind,
     parent: NodeId,
     name: CString,
-    file: Option<Arc<OwnedFd>>,
+    file: Option<Arc<F>>,
     /// How often the guest was told of it.
     known: u64,
     /// Times that it is open: then it keeps its descriptor.
@@ -49,9 +52,9 @@ struct Node {
 
 /// The table.
 #[derive(Debug)]
-pub(super) struct Nodes {
-    nodes: HashMap<NodeId, Node>,
-    by_key: HashMap<Key, NodeId>,
+pub(crate) struct Nodes<F: Held> {
+    nodes: HashMap<NodeId, Node<F>>,
+    by_key: HashMap<F::Key, NodeId>,
     next: NodeId,
     /// Nodes with descriptors, those that came first at the front; some may have none any more.
     held: VecDeque<NodeId>,
@@ -61,13 +64,12 @@ pub(super) struct Nodes {
     most_nodes: usize,
 }
 
-impl Nodes {
+impl<F: Held> Nodes<F> {
     /// A table with the folder itself, that keeps up to `most` descriptors.
-    pub(super) fn new(root: OwnedFd, most: usize) -> Result<Self, Errno> {
-        let stat = calls::stat(root.as_fd())?;
+    pub(crate) fn new(root: F, (key, kind): Identity<F>, most: usize) -> Self {
         let node = Node {
-            key: key(&stat),
-            kind: calls::kind(&stat),
+            key,
+            kind,
             parent: ROOT,
             name: CString::default(),
             file: Some(Arc::new(root)),
@@ -75,7 +77,7 @@ impl Nodes {
             open: 1,
             used: true,
         };
-        Ok(Self {
+        Self {
             by_key: HashMap::from([(node.key, ROOT)]),
             nodes: HashMap::from([(ROOT, node)]),
             next: ROOT + 1,
@@ -83,23 +85,28 @@ impl Nodes {
             count: 0,
             most: most.max(1),
             most_nodes: MOST_NODES,
-        })
+        }
     }
 
     #[cfg(test)]
-    pub(super) fn limit(&mut self, most_nodes: usize) {
+    pub(crate) fn limit(&mut self, most_nodes: usize) {
         self.most_nodes = most_nodes;
     }
 
     /// How many files are known, and how many descriptors are held, those of files that are open counted.
     #[cfg(test)]
-    pub(super) fn counts(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         (self.nodes.len(), self.nodes.values().filter(|node| node.file.is_some()).count())
     }
 
     /// The guest is told of a file that is `name` in `parent`.
-    pub(super) fn enter(&mut self, parent: NodeId, name: &CStr, file: OwnedFd, stat: &Stat) -> Result<NodeId, Errno> {
-        let (key, kind) = (key(stat), calls::kind(stat));
+    pub(crate) fn enter(
+        &mut self,
+        parent: NodeId,
+        name: &CStr,
+        file: F,
+        (key, kind): Identity<F>,
+    ) -> Result<NodeId, Errno> {
         if let Some(&id) = self.by_key.get(&key) {
             if id == ROOT {
                 return Ok(ROOT);
@@ -127,7 +134,7 @@ impl Nodes {
     }
 
     /// Gives a node its descriptor, and takes one from another if they are too many.
-    fn hold(&mut self, id: NodeId, file: OwnedFd) -> Arc<OwnedFd> {
+    fn hold(&mut self, id: NodeId, file: F) -> Arc<F> {
         let file = Arc::new(file);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.file = Some(Arc::clone(&file));
@@ -156,7 +163,7 @@ impl Nodes {
     }
 
     /// A file's descriptor.
-    pub(super) fn file(&mut self, id: NodeId) -> Result<Arc<OwnedFd>, Errno> {
+    pub(crate) fn file(&mut self, id: NodeId) -> Result<Arc<F>, Errno> {
         // Upwards to one that has its descriptor, then down again by the names.
         let mut way = Vec::new();
         let mut at = id;
@@ -174,12 +181,11 @@ impl Nodes {
         };
         for id in way.into_iter().rev() {
             let node = self.nodes.get(&id).ok_or(Errno::STALE)?;
-            let found = calls::find(file.as_fd(), &node.name).map_err(|error| match error {
+            let (found, identity) = file.find(&node.name).map_err(|error| match error {
                 Errno::NOENT | Errno::NOTDIR => Errno::STALE,
                 error => error,
             })?;
-            let stat = calls::stat(found.as_fd())?;
-            if (key(&stat), calls::kind(&stat)) != (node.key, node.kind) {
+            if identity != (node.key, node.kind) {
                 return Err(Errno::STALE);
             }
             file = self.hold(id, found);
@@ -188,20 +194,20 @@ impl Nodes {
     }
 
     /// A file's descriptor and type.
-    pub(super) fn typed(&mut self, id: NodeId) -> Result<(Arc<OwnedFd>, FileType), Errno> {
+    pub(crate) fn typed(&mut self, id: NodeId) -> Result<(Arc<F>, F::Kind), Errno> {
         let file = self.file(id)?;
         Ok((file, self.nodes.get(&id).ok_or(Errno::STALE)?.kind))
     }
 
     /// A file is opened.
-    pub(super) fn opened(&mut self, id: NodeId) {
+    pub(crate) fn opened(&mut self, id: NodeId) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.open += 1;
         }
     }
 
     /// A file is closed.
-    pub(super) fn closed(&mut self, id: NodeId) {
+    pub(crate) fn closed(&mut self, id: NodeId) {
         if let Some(node) = self.nodes.get_mut(&id).filter(|_| id != ROOT) {
             node.open = node.open.saturating_sub(1);
         }
@@ -209,7 +215,7 @@ impl Nodes {
     }
 
     /// A file is `name` in `parent` now.
-    pub(super) fn moved(&mut self, key: Key, parent: NodeId, name: &CStr) {
+    pub(crate) fn moved(&mut self, key: F::Key, parent: NodeId, name: &CStr) {
         let id = self.by_key.get(&key).copied().filter(|&id| id != ROOT);
         if let Some(node) = id.and_then(|id| self.nodes.get_mut(&id)) {
             (node.parent, node.name) = (parent, name.to_owned());
@@ -217,7 +223,7 @@ impl Nodes {
     }
 
     /// The guest knows a file `count` times less.
-    pub(super) fn forget(&mut self, id: NodeId, count: u64) {
+    pub(crate) fn forget(&mut self, id: NodeId, count: u64) {
         if id == ROOT {
             return;
         }
@@ -246,8 +252,62 @@ impl Nodes {
         }
     }
 
+    /// Whether the guest has a file open.
+    #[cfg(any(windows, test))]
+    pub(crate) fn is_open(&self, key: F::Key) -> bool {
+        self.by_key.get(&key).and_then(|id| self.nodes.get(id)).is_some_and(|node| node.open > 0)
+    }
+
+    /// Whether a folder is the one of this key, or in it.
+    #[cfg(any(windows, test))]
+    pub(crate) fn is_within(&self, mut id: NodeId, key: F::Key) -> bool {
+        for _ in 0..DEEPEST {
+            match self.nodes.get(&id) {
+                Some(node) if node.key == key => return true,
+                Some(node) if id != ROOT => id = node.parent,
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    /// The key of the folder that a file was found in last, of the file itself for the shared folder.
+    #[cfg(any(windows, test))]
+    pub(crate) fn parent_key(&self, id: NodeId) -> Option<F::Key> {
+        self.nodes.get(&self.nodes.get(&id)?.parent).map(|parent| parent.key)
+    }
+
+    /// Gives up the descriptor of a file that is about to go, unless the guest has it open.
+    #[cfg(any(windows, test))]
+    pub(crate) fn let_go(&mut self, key: F::Key) {
+        if let Some(&id) = self.by_key.get(&key) {
+            self.drop_descriptor(id);
+            let nodes = &self.nodes;
+            self.held.retain(|id| nodes.get(id).is_some_and(|node| node.file.is_some()));
+        }
+    }
+
+    /// Gives up all descriptors but those of files that the guest has open.
+    #[cfg(any(windows, test))]
+    pub(crate) fn let_all_go(&mut self) {
+        for id in std::mem::take(&mut self.held) {
+            self.drop_descriptor(id);
+            if self.nodes.get(&id).is_some_and(|node| node.file.is_some()) {
+                self.held.push_back(id);
+            }
+        }
+    }
+
+    #[cfg(any(windows, test))]
+    fn drop_descriptor(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.open == 0 && node.file.is_some()) {
+            node.file = None;
+            self.count -= 1;
+        }
+    }
+
     /// Only the folder itself is known.
-    pub(super) fn forget_all(&mut self) {
+    pub(crate) fn forget_all(&mut self) {
         self.nodes.retain(|&id, _| id == ROOT);
         self.by_key.retain(|_, id| *id == ROOT);
         self.held.clear();
