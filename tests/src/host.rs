@@ -5,8 +5,11 @@
 //! with it, and the next one gets a new host.
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use covisor_guest_images::command::Cmd;
+use covisor_guest_images::fs;
 use xtask::rig::{Input, Machine, Outcome, Rig, RigKind};
 use xtask::scenario::Verdict;
 use xtask::{Env, Result, build, images, probe, run};
@@ -22,6 +25,15 @@ pub(crate) const MINI: &str = "run --engine $ENGINE --kernel vmlinuz --initrd mi
 
 /// A guest without an operating system: the probe. `--append test=NAME` says what it does.
 pub(crate) const PROBE: &str = "run --engine $ENGINE --kernel probe --mem 64 --console serial --no-reboot";
+
+/// A disk image of zeros, sparse and of this size, in words of truncate(1). Machines that run at the same time need one each, by
+/// another name.
+pub(crate) fn empty_disk(env: &Env, name: &str, size: &str) -> Checked<PathBuf> {
+    let path = env.out.join("images").join(name).with_extension("img");
+    fs::write(&path, []).map_err(xtask::Error::from)?;
+    Cmd::new("truncate").args(["-s", size]).arg(&path).output().map_err(xtask::Error::from)?;
+    Ok(path)
+}
 
 /// How long a script may take by this machine's clock.
 const TIMEOUT: Duration = Duration::from_secs(1800);

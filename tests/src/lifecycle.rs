@@ -1,12 +1,11 @@
 //! Running machines: the list of them, ending them, and the driver beneath them.
 
-use covisor_guest_images::command::Cmd;
 use xtask::Env;
 use xtask::rig::{Disk, RigKind};
 use xtask::scenario::Scenario;
 
 use crate::checked::{Checked, ensure, told, verdict};
-use crate::host::{Host, MINI, PROBE, on_host, rig};
+use crate::host::{Host, MINI, PROBE, empty_disk, on_host, rig};
 
 /// The scenarios about running machines.
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -237,8 +236,7 @@ fn guests_with_names(host: &mut Host) -> Checked {
 
 /// A host goes down while a guest runs that is kept. When it is up again, that is said, and the guest starts.
 fn host_goes_down(env: &Env, kind: RigKind) -> Checked {
-    let path = env.out.join("images").join("kept-guests.img");
-    Cmd::new("truncate").args(["-s", "64M"]).arg(&path).output().map_err(xtask::Error::from)?;
+    let path = empty_disk(env, "kept-guests", "64M")?;
     let start = || {
         let rig = rig(env, kind)?.count_instructions(true).add_disk(Disk { path: path.clone(), keep: true });
         Host::start(rig, kind)

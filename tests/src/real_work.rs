@@ -1,8 +1,6 @@
 //! Real work in the guest: programs that ask much of its kernel and of the engine below it, and check their own results
 //! (`tests/guest-work`, `tests/guest-work-32`); a debugger; more memory than there is.
 
-use std::path::PathBuf;
-
 use covisor_guest_images::command::{Cmd, find_program};
 use covisor_guest_images::fs;
 use xtask::rig::{Input, Rig, RigKind};
@@ -12,7 +10,7 @@ use xtask::{Env, Result, work};
 
 use crate::checked::{Checked, ensure, told};
 use crate::debian::{file_system_is_clean, with_libraries};
-use crate::host::{Host, MINI, in_folder, on_host, on_own_host};
+use crate::host::{Host, MINI, empty_disk, in_folder, on_host, on_own_host};
 
 /// The scenarios about real work.
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -87,14 +85,6 @@ fn segments_of_its_own(env: &Env, host: &mut Host) -> Checked {
     prints(host, program, guest, "exec /tmp/work segments --without-limits", "segments: 32-bit code, none of 16 bits")
 }
 
-/// A disk image of zeros, sparse. Each kind of machine has its own: they run at the same time.
-fn empty_disk(env: &Env, kind: RigKind, name: &str) -> Checked<PathBuf> {
-    let path = env.out.join("images").join(format!("{name}-{}.img", kind.name()));
-    fs::write(&path, []).map_err(xtask::Error::from)?;
-    Cmd::new("truncate").args(["-s", DISK_SIZE]).arg(&path).output().map_err(xtask::Error::from)?;
-    Ok(path)
-}
-
 /// Runs the program in a guest that has the host's disk, and checks what it prints.
 fn on_disk(host: &mut Host, options: &str, command: &str, lines: &str) -> Checked {
     let command = shell_word(&format!("{TAKE_PROGRAM}; {command}"));
@@ -116,7 +106,11 @@ fn memory_pressure(env: &Env, kind: RigKind) -> Result<Verdict> {
     on_own_host(
         env,
         kind,
-        |rig| Ok(rig.disk(empty_disk(env, kind, "swap")?).file(work::program(env)?, in_folder("guest-work"))),
+        |rig| {
+            Ok(rig
+                .disk(empty_disk(env, &format!("swap-{}", kind.name()), DISK_SIZE)?)
+                .file(work::program(env)?, in_folder("guest-work")))
+        },
         |host| on_disk(host, "--mem 96", command, lines),
     )
 }
@@ -124,7 +118,7 @@ fn memory_pressure(env: &Env, kind: RigKind) -> Result<Verdict> {
 /// What is written to a file in memory is on the disk, however the kernel comes to know of it.
 fn files_in_memory(env: &Env, kind: RigKind) -> Result<Verdict> {
     let with_file_system = |rig: Rig| {
-        let disk = empty_disk(env, kind, "files")?;
+        let disk = empty_disk(env, &format!("files-{}", kind.name()), DISK_SIZE)?;
         let mkfs = find_program("mkfs.ext4").unwrap_or_else(|| "mkfs.ext4".into());
         Cmd::new(mkfs).arg("-q").arg(&disk).output().map_err(xtask::Error::from)?;
         let mut rig = rig.disk(disk).file(work::program(env)?, in_folder("guest-work"));

@@ -2,17 +2,13 @@
 //! With one CPU the machine counts instructions, so that a microsecond is a thousand of them. QEMU's with two cannot do that, so how
 //! late wake-ups are there depends on this machine, and is not judged.
 
-use std::path::PathBuf;
-
-use covisor_guest_images::command::Cmd;
-use covisor_guest_images::fs;
 use xtask::rig::RigKind;
 use xtask::run::shell_word;
 use xtask::scenario::{Scenario, Verdict};
 use xtask::{Env, Result, work};
 
 use crate::checked::{Checked, Failure, ensure, told};
-use crate::host::{Host, MINI, in_folder, on_own_host};
+use crate::host::{Host, MINI, empty_disk, in_folder, on_own_host};
 
 /// The scenarios about the undisturbed host.
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -92,18 +88,11 @@ fn undisturbed(env: &Env, kind: RigKind, cpus: u32) -> Result<Verdict> {
         |rig| {
             let program = work::program(env)?;
             let rig = rig.count_instructions(cpus == 1).cpus(cpus).file(program, in_folder("guest-work"));
-            Ok(rig.disk(empty_disk(env, kind, cpus, "host")?).disk(empty_disk(env, kind, cpus, "guest")?))
+            let disk = |name| empty_disk(env, &format!("{name}-{}-{cpus}", kind.name()), DISK_SIZE);
+            Ok(rig.disk(disk("host")?).disk(disk("guest")?))
         },
         |host| beside_a_guest(host, cpus),
     )
-}
-
-/// A disk image of zeros, sparse. Each machine has its own: they run at the same time.
-fn empty_disk(env: &Env, kind: RigKind, cpus: u32, name: &str) -> Checked<PathBuf> {
-    let path = env.out.join("images").join(format!("{name}-{}-{cpus}.img", kind.name()));
-    fs::write(&path, []).map_err(xtask::Error::from)?;
-    Cmd::new("truncate").args(["-s", DISK_SIZE]).arg(&path).output().map_err(xtask::Error::from)?;
-    Ok(path)
 }
 
 /// Measures without a guest and beside one.
