@@ -74,6 +74,8 @@ impl Running {
 struct State {
     /// The way to the agent of the machine that runs.
     port: Option<HostOutput>,
+    /// How many machines began: what is still heard of one that is gone is not of the one that runs.
+    machine: u64,
     agent: Agent,
     /// Frames that did not fit into the port yet.
     to_guest: VecDeque<u8>,
@@ -232,6 +234,7 @@ impl Commands {
     pub(super) fn new() -> Self {
         let state = State {
             port: None,
+            machine: 0,
             agent: Agent::Silent,
             to_guest: VecDeque::new(),
             clock_jumped: false,
@@ -250,12 +253,21 @@ impl Commands {
     /// A machine begins whose agent is reached by these.
     pub(super) fn connect(self: &Arc<Self>, input: HostInput, output: HostOutput) -> io::Result<()> {
         self.hang_up();
-        lock(&self.state).port = Some(output);
+        let mut state = lock(&self.state);
+        state.port = Some(output);
+        state.agent = Agent::Silent;
+        state.command = None;
+        state.to_skip = 0;
+        state.machine += 1;
+        let machine = state.machine;
+        drop(state);
         let commands = Arc::clone(self);
-        spawn("exec", move || commands.listen(&input)).map(drop)
+        spawn("exec", move || commands.listen(machine, &input)).map(drop)
     }
 
-    /// The machine is gone, and its commands with it.
+    /// The machine is gone. What its command said until then can be fetched still, and its status, if it ended in time; where it did
+    /// not, nobody knows yet whether the machine begins anew, so nothing is said of it: who asks learns it next time, or that nobody
+    /// answers any more.
     pub(super) fn hang_up(&self) {
         let mut state = lock(&self.state);
         let Some(port) = state.port.take() else { return };
@@ -263,8 +275,6 @@ impl Commands {
         state.agent = Agent::Silent;
         state.to_guest.clear();
         state.clock_jumped = false;
-        state.command = None;
-        state.to_skip = 0;
         self.room.notify_all();
     }
 
@@ -277,8 +287,8 @@ impl Commands {
         }
     }
 
-    /// Hears the agent until its port is gone.
-    fn listen(&self, input: &HostInput) {
+    /// Hears the agent of this machine until its port is gone.
+    fn listen(&self, machine: u64, input: &HostInput) {
         let mut decoder = Decoder::<ToHost>::new();
         let mut buffer = [0; 4096];
         loop {
@@ -289,12 +299,14 @@ impl Commands {
             let mut bytes = &buffer[..count];
             loop {
                 match decoder.next(&mut bytes) {
-                    Ok(Some(message)) => self.hear(message),
+                    Ok(Some(message)) => self.hear(machine, message),
                     Ok(None) => break,
                     Err(error) => {
                         let mut state = lock(&self.state);
-                        state.command = None;
-                        state.agent = Agent::Useless(format!("the guest's agent says nonsense: {error}"));
+                        if state.machine == machine && state.port.is_some() {
+                            state.command = None;
+                            state.agent = Agent::Useless(format!("the guest's agent says nonsense: {error}"));
+                        }
                         drop(state);
                         // The guest may go on talking; it must not wait for us.
                         let _ = input.copy_to(&mut io::sink());
@@ -306,7 +318,7 @@ impl Commands {
     }
 
     /// Takes what the agent says, once there is room for it.
-    fn hear(&self, message: ToHost) {
+    fn hear(&self, machine: u64, message: ToHost) {
         let mut state = lock(&self.state);
         while state.port.is_some() && state.command.as_ref().is_some_and(Running::is_full) {
             if state.command.as_ref().is_some_and(Running::is_abandoned) {
@@ -315,7 +327,9 @@ impl Commands {
             }
             state = self.room.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.hear(message);
+        if state.machine == machine {
+            state.hear(message);
+        }
     }
 
     /// Answers who asks.
@@ -517,5 +531,47 @@ mod tests {
         }
         lost.commands.hang_up();
         assert_eq!(lost.commands.answer(&ExecRequest::Start { command: "id".to_owned() }), Reply::NotYet);
+    }
+
+    #[test]
+    fn test_a_machine_that_goes_did_not_start_again() {
+        for (status, says) in [(None, &b"bye"[..]), (Some(7), b"bye")] {
+            let guest = guest();
+            guest.say(&ToHost::Hello(VERSION));
+            assert_eq!(guest.start("poweroff"), Reply::ExecStarted(1));
+            guest.say(&ToHost::Stdout(says.to_vec()));
+            status.into_iter().for_each(|status| guest.say(&ToHost::Exit(status)));
+            while !heard(&guest, status) {
+                std::thread::yield_now();
+            }
+            guest.commands.hang_up();
+            let left = guest.go_on(1, b"input", true).unwrap();
+            assert_eq!((left.stdout.0.as_slice(), left.status), (says, status));
+            if status.is_none() {
+                // The process may end now, or go on with another machine, in which the command is not.
+                assert_eq!(guest.go_on(1, b"", true).unwrap().status, None);
+            }
+            let (output, _hears) = pipe::to_device(1 << 17, Arc::new(|| {}));
+            let (_says, input) = pipe::to_host(1 << 20, Arc::new(|| {}));
+            guest.commands.connect(input, output).unwrap();
+            assert!(guest.go_on(1, b"", true).unwrap_err().contains("started again"));
+        }
+    }
+
+    /// Whether the command's output and end, if it has one, came.
+    fn heard(guest: &Guest, status: Option<i32>) -> bool {
+        let state = lock(&guest.commands.state);
+        state.command.as_ref().is_some_and(|running| !running.stdout.is_empty() && running.status == status)
+    }
+
+    #[test]
+    fn test_what_a_machine_says_on_its_way_out_is_not_of_the_next_one() {
+        let guest = guest();
+        let first = lock(&guest.commands.state).machine;
+        let (output, _hears) = pipe::to_device(1 << 17, Arc::new(|| {}));
+        let (_says, input) = pipe::to_host(1 << 20, Arc::new(|| {}));
+        guest.commands.connect(input, output).unwrap();
+        guest.commands.hear(first, ToHost::Hello(VERSION));
+        assert_eq!(guest.commands.answer(&ExecRequest::Start { command: "id".to_owned() }), Reply::NotYet);
     }
 }
