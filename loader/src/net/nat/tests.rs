@@ -476,7 +476,6 @@ fn test_a_half_closed_connection_goes_on() {
     server.join().unwrap();
 }
 
-/// A guest that does not read slows the server down, and the network keeps no more than its limit.
 /// Lets it be so much later for the connections.
 fn tick_later(nat: &mut Nat, later: Duration) {
     nat.connections.tick(Instant::now() + later, &mut nat.poller, &mut nat.outbox);
@@ -521,6 +520,7 @@ fn test_a_guest_that_never_answers_loses_its_connections() {
     assert_eq!(guest.nat.connections.len(), 0);
 }
 
+/// A guest that does not read slows the server down, and the network keeps no more than its limit.
 #[test]
 fn test_a_slow_guest_slows_the_host() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
