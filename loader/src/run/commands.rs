@@ -20,6 +20,7 @@ use covisor_exec_protocol::ToHost;
 use covisor_exec_protocol::VERSION;
 
 use super::clock;
+use super::console::LINGER;
 use super::session::spawn;
 use crate::control::Bytes;
 use crate::control::ExecOutput;
@@ -68,6 +69,11 @@ impl Running {
 
     fn is_abandoned(&self) -> bool {
         self.asked.elapsed() >= ABANDONED
+    }
+
+    /// Whether there is something of it to be fetched.
+    fn has_more(&self) -> bool {
+        !self.stdout.is_empty() || !self.stderr.is_empty() || self.status.is_some()
     }
 }
 
@@ -276,6 +282,12 @@ impl Commands {
         state.to_guest.clear();
         state.clock_jumped = false;
         self.room.notify_all();
+    }
+
+    /// Whether somebody is about to ask for the rest of what a command said.
+    pub(super) fn is_attended(&self) -> bool {
+        let state = lock(&self.state);
+        state.command.as_ref().is_some_and(|running| running.has_more() && running.asked.elapsed() < LINGER)
     }
 
     /// The host's clock jumped: has the agent set the guest's, at once or as soon as it is there.
@@ -545,8 +557,10 @@ mod tests {
                 std::thread::yield_now();
             }
             guest.commands.hang_up();
+            assert!(guest.commands.is_attended());
             let left = guest.go_on(1, b"input", true).unwrap();
             assert_eq!((left.stdout.0.as_slice(), left.status), (says, status));
+            assert!(!guest.commands.is_attended());
             if status.is_none() {
                 // The process may end now, or go on with another machine, in which the command is not.
                 assert_eq!(guest.go_on(1, b"", true).unwrap().status, None);

@@ -7,7 +7,6 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::mpsc::Sender;
-use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -22,8 +21,8 @@ use crate::devices::pipe::HostOutput;
 use crate::platform::lock;
 use crate::sys::terminal;
 
-/// Who looks on asks more often than this.
-const LINGER: Duration = Duration::from_millis(400);
+/// Who looks on, or waits for a command, asks more often than this.
+pub(super) const LINGER: Duration = Duration::from_millis(400);
 /// How many bytes of the console are kept, for messages and for who looks at it later.
 const KEPT: usize = 256 << 10;
 /// Control-A, which begins a command to covisor.
@@ -179,12 +178,9 @@ impl Console {
         }
     }
 
-    /// Nothing more will come: gives who looks on the time to ask for the last of it.
-    pub(super) fn linger(&self) {
-        let looked_at = *lock(&self.looked_at);
-        if looked_at.is_some_and(|last| last.elapsed() < LINGER) {
-            thread::sleep(LINGER);
-        }
+    /// Whether somebody looks on.
+    pub(super) fn is_attended(&self) -> bool {
+        lock(&self.looked_at).is_some_and(|last| last.elapsed() < LINGER)
     }
 
     /// Keeps the earliest messages until their device is gone.

@@ -30,6 +30,7 @@ use crate::run::commands::Commands;
 use crate::run::console::Console;
 use crate::run::console::HELP;
 use crate::run::console::Key;
+use crate::run::console::LINGER;
 use crate::run::console::Sink;
 use crate::run::exec;
 use crate::run::notice;
@@ -197,7 +198,10 @@ impl Session {
 
     fn run(mut self, driver: Driver, on_start: impl FnOnce()) -> Result<End, RunError> {
         let end = self.boots(driver, on_start);
-        self.console.linger();
+        // Nothing more will come: who looks on gets the time to ask for the last of it.
+        if self.console.is_attended() || self.commands.is_attended() {
+            thread::sleep(LINGER);
+        }
         end
     }
 
