@@ -13,7 +13,7 @@ pub(crate) const SCENARIOS: &[Scenario] =
 /// Seconds that each attack by random numbers goes on: see [`crate::hostile`].
 const ATTACK_SECONDS: &str = "0.3";
 
-fn conformance(host: &mut Host) -> Checked {
+pub(crate) fn conformance(host: &mut Host) -> Checked {
     let all = host.output("./conformance list")?;
     let outcome = host.sh(&format!("exec ./conformance run --attack {ATTACK_SECONDS}"))?;
     let result = check(&all, &outcome.stdout_text());

@@ -38,19 +38,43 @@ pub(crate) fn empty_disk(env: &Env, name: &str, size: &str) -> Checked<PathBuf> 
 /// How long a script may take by this machine's clock.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Begins each script: the folder, and what depends on the emulated machine. Whose CPU it is the probe is told, for it knows the
+/// Begins each script: the folder, and what depends on the emulated machine and the driver's file. Whose CPU it is the probe is told, for it knows the
 /// flaws of QEMU's.
-fn prelude(kind: RigKind) -> String {
+fn prelude(kind: RigKind, driver: DriverFile) -> String {
     let (kvm, cpu) = match kind {
         RigKind::Qemu | RigKind::Plain => ("kvm_amd", "tcg"),
         RigKind::Bochs => ("kvm_intel", "bochs"),
     };
-    let (engine, disk) = (kind.engine(), kind.first_disk());
-    format!("cd {FOLDER}\nexport ENGINE={engine} KVM={kvm} CPU={cpu} DISK={disk}\n")
+    let (engine, disk, module) = (kind.engine(), kind.first_disk(), driver.module());
+    format!("cd {FOLDER}\nexport ENGINE={engine} KVM={kvm} CPU={cpu} DISK={disk} MODULE={module}\n")
 }
 
-/// Puts the host into the state that [`Host::check_clean`] expects.
-const SET_UP: &str = "modprobe msr && ./covisor driver install --module covisor.ko >/dev/null && dmesg -c >/dev/null";
+/// Which of the driver's files a host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DriverFile {
+    /// `covisor.ko`.
+    Linux,
+    /// `covisor.sys`, in what it takes of NT's kernel ([`crate::nt`]).
+    Nt,
+}
+
+impl DriverFile {
+    /// The module of the kernel's that it is, or is in.
+    const fn module(self) -> &'static str {
+        match self {
+            Self::Linux => "covisor",
+            Self::Nt => "nt_kernel",
+        }
+    }
+
+    /// The command that loads it.
+    const fn load(self) -> &'static str {
+        match self {
+            Self::Linux => "./covisor driver install --module covisor.ko >/dev/null",
+            Self::Nt => "insmod nt_kernel.ko",
+        }
+    }
+}
 
 /// Says what is not as it is on a host on which no machine runs and nothing went wrong, a line each; and takes away the
 /// files that the scenario left, which the next one might take for its own.
@@ -59,8 +83,8 @@ for pid in $(pidof covisor); do
     echo "process $pid still runs: $(tr '\0' ' ' </proc/$pid/cmdline)"
 done
 for left in $(ls -A /run/covisor 2>/dev/null); do echo "left in /run/covisor: $left"; done
-if grep -q '^covisor ' /proc/modules; then
-    users=$(grep '^covisor ' /proc/modules | cut -d' ' -f3)
+if grep -q "^$MODULE " /proc/modules; then
+    users=$(grep "^$MODULE " /proc/modules | cut -d' ' -f3)
     [ "$users" = 0 ] || echo "the driver still has $users users"
 else
     echo "the driver is not loaded any more"
@@ -91,6 +115,7 @@ const HARMLESS: [&str; 7] = [
 pub(crate) struct Host {
     machine: Machine,
     kind: RigKind,
+    driver: DriverFile,
 }
 
 /// A rig with covisor, its driver, the guests `mini` and `probe`, and the programs `host-watch`, `net-work` and `conformance`, all
@@ -116,8 +141,16 @@ pub(crate) fn in_folder(name: &str) -> String {
 impl Host {
     /// Starts a rig of this kind, made by [`rig`], and loads the driver.
     pub(crate) fn start(rig: Rig, kind: RigKind) -> Checked<Self> {
-        let mut host = Self { machine: rig.start()?, kind };
-        let outcome = host.sh(SET_UP)?;
+        Self::start_with(rig, kind, DriverFile::Linux)
+    }
+
+    /// The same with this file of the driver's, and puts the host into the state that [`Host::check_clean`] expects.
+    pub(crate) fn start_with(rig: Rig, kind: RigKind, driver: DriverFile) -> Checked<Self> {
+        let mut host = Self { machine: rig.start()?, kind, driver };
+        let outcome = host.sh(&format!(
+            "modprobe msr && {} && dmesg -c >/dev/null && exit; status=$?; dmesg | tail -n 60 >&2; exit $status",
+            driver.load()
+        ))?;
         ensure!(outcome.status == 0, "the driver cannot be loaded: {}", told(&outcome));
         Ok(host)
     }
@@ -139,7 +172,7 @@ impl Host {
 
     /// The same with standard input.
     pub(crate) fn sh_with(&mut self, script: &str, input: Input) -> Checked<Outcome> {
-        Ok(self.machine.run_with(&format!("{}{script}", prelude(self.kind)), input)?)
+        Ok(self.machine.run_with(&format!("{}{script}", prelude(self.kind, self.driver)), input)?)
     }
 
     /// Runs a script that must succeed, and gives its standard output.

@@ -24,6 +24,7 @@ mod lifecycle;
 mod memory;
 mod mini;
 mod net;
+mod nt;
 mod real_work;
 mod rig;
 mod share;
@@ -81,6 +82,8 @@ pub fn all() -> Vec<Scenario> {
         &with_vt_x(),
         hostile::SCENARIOS,
         more_wine,
+        nt::SCENARIOS,
+        nt::CONFORMANCE,
         disk::SCENARIOS,
         disk::ON_ONE_ENGINE,
         images::SCENARIOS,
@@ -165,6 +168,8 @@ fn with_vt_x() -> Vec<Scenario> {
         conformance::SCENARIOS,
         cost::SCENARIOS,
         hostile::SCENARIOS,
+        nt::SCENARIOS,
+        nt::CONFORMANCE,
         doctor::SCENARIOS,
         doctor::WITH_VT_X,
     ];
@@ -230,6 +235,7 @@ fn without_virtualization() -> Vec<Scenario> {
         undisturbed::SCENARIOS,
         bad_input::WITH_COOP,
         coop_probe::SCENARIOS,
+        nt::SCENARIOS,
     ];
     twins(&all.concat(), RigKind::Plain, &LEFT_OUT, &ON_DEMAND)
 }
