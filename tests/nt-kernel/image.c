@@ -33,6 +33,14 @@
 
 #define MOST_PAGES 4096
 
+/* Where the image is. */
+static unsigned long begin, end;
+
+bool nt_image_has(unsigned long address)
+{
+	return address >= READ_ONCE(begin) && address < READ_ONCE(end);
+}
+
 static u32 at32(const void *from, size_t at)
 {
 	return __get_unaligned_cpu32(from + at);
@@ -57,9 +65,9 @@ static void *find(const char *name)
 static int relocate(void *image, const void *headers, u64 base)
 {
 	u64 distance = (u64)image - base;
-	u32 at = at32(headers, RELOCATIONS), end = at + at32(headers, RELOCATIONS + 4);
+	u32 at = at32(headers, RELOCATIONS), last = at + at32(headers, RELOCATIONS + 4);
 
-	while (at < end) {
+	while (at < last) {
 		u32 page = at32(image, at), size = at32(image, at + 4), i;
 
 		for (i = 8; i + 2 <= size; i += 2) {
@@ -149,6 +157,8 @@ static void *allocate(size_t size)
 	image = vmap(pages, count, VM_MAP | VM_MAP_PUT_PAGES, PAGE_KERNEL);
 	if (image) {
 		make_executable(image, count);
+		WRITE_ONCE(begin, (unsigned long)image);
+		WRITE_ONCE(end, (unsigned long)image + size);
 		return image;
 	}
 out:
@@ -204,5 +214,6 @@ void *nt_image_load(const char *path, void **entry)
 
 void nt_image_free(void *image)
 {
+	WRITE_ONCE(end, 0);
 	vfree(image);
 }

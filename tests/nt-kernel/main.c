@@ -2,8 +2,9 @@
 /*
  * The module, and the device that programs find: /dev/covisor, with the calls of the Linux driver, which become requests of NT's.
  *
- *   driver=PATH   the driver's file
- *   sleep         written: 1 tells the driver that the machine goes to sleep, 0 that it is awake
+ *   driver=PATH      the driver's file
+ *   version=NUMBER   the version of NT: 1000 is 10.0 (which it is where nothing is said), 601 is Windows 7, 502 is Windows XP for x64
+ *   sleep            written: 1 tells the driver that the machine goes to sleep, 0 that it is awake
  */
 #define pr_fmt(fmt) "nt_kernel: " fmt
 
@@ -34,6 +35,9 @@
 
 static char *driver = "/covisor/covisor.sys";
 module_param(driver, charp, 0444);
+
+unsigned int nt_version = 1000;
+module_param_named(version, nt_version, uint, 0444);
 
 static void *image;
 
@@ -147,11 +151,18 @@ static int __init module_start(void)
 	int error;
 
 	on_each_cpu(start_cpu, NULL, 1);
+	if (nt_version < 602) {
+		error = nt_shared_start();
+		if (error)
+			return error;
+	}
 	nt_deferred_start();
+	nt_slices_start();
 	image = nt_image_load(driver, &entry);
 	if (IS_ERR(image)) {
 		pr_err("%s cannot be loaded: error %ld\n", driver, PTR_ERR(image));
-		return PTR_ERR(image);
+		error = PTR_ERR(image);
+		goto no_driver;
 	}
 	error = nt_driver_start(entry);
 	if (error)
@@ -164,8 +175,11 @@ static int __init module_start(void)
 no_device:
 	nt_driver_stop();
 no_driver:
+	nt_slices_stop();
 	nt_deferred_stop();
-	nt_image_free(image);
+	if (!IS_ERR(image))
+		nt_image_free(image);
+	nt_shared_stop();
 	return error;
 }
 
@@ -173,8 +187,10 @@ static void __exit module_end(void)
 {
 	misc_deregister(&device);
 	nt_driver_stop();
+	nt_slices_stop();
 	nt_deferred_stop();
 	nt_image_free(image);
+	nt_shared_stop();
 }
 
 module_init(module_start);

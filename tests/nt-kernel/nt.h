@@ -28,6 +28,8 @@ typedef s32 ntstatus;
 struct nt_export {
 	const char *name;
 	void *address;
+	/* The version that has it first; 0 where all have. */
+	unsigned int since;
 };
 
 #define NT_EXPORT(function) { #function, function }
@@ -75,9 +77,25 @@ extern const struct nt_export nt_requests[];
 /* What is only found by MmGetSystemRoutineAddress. */
 extern const struct nt_export nt_newer[];
 
+/* The version that this kernel says it is of: 1000 is 10.0, 502 is 5.2. */
+extern unsigned int nt_version;
+
+/* The page that is the same everywhere; asked for the time by drivers on versions that have no better way. */
+int nt_shared_start(void);
+void nt_shared_stop(void);
+
+/* The time: 100 ns since 1601. */
+u64 nt_time(void);
+
 /* The image of a driver. */
 void *nt_image_load(const char *path, void **entry);
 void nt_image_free(void *image);
+/* Whether the address is in the image that was loaded. */
+bool nt_image_has(unsigned long address);
+
+/* Slices of time for threads in the driver, from the first to the last. */
+void nt_slices_start(void);
+void nt_slices_stop(void);
 
 /* Deferred calls, from the first to the last. */
 void nt_deferred_start(void);

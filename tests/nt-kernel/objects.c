@@ -39,12 +39,12 @@ static NT int __C_specific_handler(void)
 	panic("nt_kernel: an exception, which nothing here raises");
 }
 
-/* RTL_OSVERSIONINFOW: this is NT 10.0. */
+/* RTL_OSVERSIONINFOW. */
 static NT ntstatus RtlGetVersion(u32 *version)
 {
-	version[1] = 10;
-	version[2] = 0;
-	version[3] = 19045;
+	version[1] = nt_version / 100;
+	version[2] = nt_version % 100;
+	version[3] = 0;
 	return STATUS_SUCCESS;
 }
 
@@ -57,7 +57,7 @@ static NT void *MmGetSystemRoutineAddress(const struct nt_string *name)
 
 		for (i = 0; i < length && export->name[i] == name->text[i]; i++)
 			;
-		if (i == length && !export->name[i])
+		if (i == length && !export->name[i] && export->since <= nt_version)
 			return export->address;
 	}
 	return NULL;

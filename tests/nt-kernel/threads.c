@@ -22,15 +22,9 @@ static NT void *PsGetCurrentThread(void)
 	return current;
 }
 
-/*
- * Whether the driver is to come to an end with what it does for this thread: a signal's the reason here. NT lets another thread have the
- * CPU as soon as the level falls; Linux, as it is built for these tests, does it only where it is asked to. The driver looks here after it
- * let go of the CPU, so that is where.
- */
+/* Whether the driver is to come to an end with what it does for this thread: a signal's the reason here. */
 static NT u8 PsIsThreadTerminating(struct task_struct *thread)
 {
-	if (nt_irql() < DISPATCH_LEVEL && !irqs_disabled())
-		cond_resched();
 	return signal_pending(thread);
 }
 
@@ -99,9 +93,14 @@ static NT s64 KeQueryPerformanceCounter(s64 *frequency)
 	return ktime_get_ns() / (NSEC_PER_SEC / FREQUENCY);
 }
 
+u64 nt_time(void)
+{
+	return ktime_get_real_ns() / 100 + EPOCH * FREQUENCY;
+}
+
 static NT void KeQuerySystemTimePrecise(s64 *time)
 {
-	*time = ktime_get_real_ns() / 100 + EPOCH * FREQUENCY;
+	*time = nt_time();
 }
 
 const struct nt_export nt_threads[] = {
@@ -121,8 +120,8 @@ const struct nt_export nt_threads[] = {
 };
 
 const struct nt_export nt_newer[] = {
-	NT_EXPORT(KeQueryActiveProcessorCountEx),
-	NT_EXPORT(KeQuerySystemTimePrecise),
-	NT_EXPORT(KeShouldYieldProcessor),
+	{ "KeQueryActiveProcessorCountEx", KeQueryActiveProcessorCountEx, 601 },
+	{ "KeQuerySystemTimePrecise", KeQuerySystemTimePrecise, 602 },
+	{ "KeShouldYieldProcessor", KeShouldYieldProcessor, 600 },
 	{},
 };

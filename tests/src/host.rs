@@ -54,8 +54,8 @@ fn prelude(kind: RigKind, driver: DriverFile) -> String {
 pub(crate) enum DriverFile {
     /// `covisor.ko`.
     Linux,
-    /// `covisor.sys`, in what it takes of NT's kernel ([`crate::nt`]).
-    Nt,
+    /// `covisor.sys`, in what it takes of the kernel of an NT of this version ([`crate::nt`]): 1000 is 10.0, 502 is 5.2.
+    Nt(u32),
 }
 
 impl DriverFile {
@@ -63,15 +63,15 @@ impl DriverFile {
     const fn module(self) -> &'static str {
         match self {
             Self::Linux => "covisor",
-            Self::Nt => "nt_kernel",
+            Self::Nt(_) => "nt_kernel",
         }
     }
 
     /// The command that loads it.
-    const fn load(self) -> &'static str {
+    fn load(self) -> String {
         match self {
-            Self::Linux => "./covisor driver install --module covisor.ko >/dev/null",
-            Self::Nt => "insmod nt_kernel.ko",
+            Self::Linux => "./covisor driver install --module covisor.ko >/dev/null".to_owned(),
+            Self::Nt(version) => format!("insmod nt_kernel.ko version={version}"),
         }
     }
 }

@@ -112,7 +112,7 @@ fn with_vt_x() -> Vec<Scenario> {
     /// of the engine.
     const LEFT_OUT: [&str; 5] =
         ["cost/beside-qemu", "cost/boot", "cost/io", "doctor/cpu-for-no-engine", "engine/auto-tells-why-none"];
-    const ON_DEMAND: [&str; 38] = [
+    const ON_DEMAND: [&str; 41] = [
         "debian/boots-cloud-6.1",
         "debian/boots-generic-6.1",
         "debian/compiles-and-runs",
@@ -149,6 +149,9 @@ fn with_vt_x() -> Vec<Scenario> {
         "mini/exec-tells-of-a-guest-that-leaves",
         "mini/read-only-disk-stays",
         "mini/timeout-ends-it",
+        "nt/conformance",
+        "nt/runs-guests-on-5.2",
+        "nt/runs-guests-on-two-cpus",
         "probe/interrupts-come-once",
         "share/both-see-what-the-other-does",
     ];
@@ -191,7 +194,7 @@ fn without_virtualization() -> Vec<Scenario> {
         "engine/auto-tells-why-none",
         "engine/coop-where-there-is-better",
     ];
-    const ON_DEMAND: [&str; 22] = [
+    const ON_DEMAND: [&str; 24] = [
         "debian/boots-generic-6.1",
         "debian/boots-on-epyc-6.1",
         "debian/boots-on-epyc-6.12",
@@ -211,6 +214,8 @@ fn without_virtualization() -> Vec<Scenario> {
         "mini/exec-gives-a-signal-as-status",
         "mini/read-only-disk-stays",
         "mini/timeout-ends-it",
+        "nt/runs-guests-on-5.2",
+        "nt/runs-guests-on-two-cpus",
         "real-work/memory-pressure",
         "share/both-see-what-the-other-does",
         "undisturbed/host-under-stress",
