@@ -143,11 +143,12 @@ fn with_kvm(env: &Env, kind: RigKind, scenario: fn(&mut Host) -> Checked) -> xta
 fn taken_by_kvm(host: &mut Host) -> Checked {
     let outcome = host.sh(&format!(
         "modprobe $KVM || exit
-        ./kvm-bench --append test=idle probe & sleep 1
+        ./kvm-bench --append test=idle probe >/tmp/idle & other=$!
+        until grep -qs 'goes ahead' /tmp/idle; do kill -0 $other || exit; sleep 0.02; done
         ./covisor doctor; echo \"doctor's status $?\"
         ./covisor {PROBE} --append test=entry </dev/null; echo \"run's status $?\"
         (ENGINE=auto; ./covisor {PROBE} --append test=entry </dev/null); echo \"auto's status $?\"
-        kill -9 $!; wait $!; rmmod $KVM kvm || exit
+        kill -9 $other; wait $other; rmmod $KVM kvm || exit
         ./covisor {PROBE} --append test=entry </dev/null"
     ))?;
     let text = outcome.stdout_text();
@@ -171,10 +172,11 @@ fn taken_by_kvm(host: &mut Host) -> Checked {
 /// While covisor's machine runs, KVM is refused and does no harm; when that has ended, KVM works.
 fn kvm_has_to_wait(host: &mut Host) -> Checked {
     let outcome = host.sh(&format!(
-        "./covisor {PROBE} --append test=idle --timeout 500 </dev/null >/dev/null & sleep 1
+        "./covisor {PROBE} --append test=idle --timeout 500 </dev/null >/tmp/idle & pid=$!
+        until grep -qs 'goes ahead' /tmp/idle; do kill -0 $pid || exit; sleep 0.02; done
         modprobe $KVM && ./kvm-bench --append test=entry probe && echo 'KVM ran beside covisor'
         ./covisor ps
-        kill $!; wait $!; echo \"its status $?\"
+        kill $pid; wait $pid; echo \"its status $?\"
         ./kvm-bench --append test=entry probe && rmmod $KVM kvm"
     ))?;
     let text = outcome.stdout_text();

@@ -223,7 +223,7 @@ fn the_kernels_own_stays(host: &mut Host, engine: &str) -> Checked {
             dmesg | tail -n 30 >&2
             exit 1
         }}
-        until grep -q computes /tmp/out; do goes_on computes; compare boots; sleep 0.5; done
+        until grep -q computes /tmp/out; do goes_on computes; compare boots; sleep 0.2; done
         for round in 1 2 3; do
             for cpu in $cpus; do
                 for task in /proc/$pid/task/*; do taskset -pc $cpu ${{task##*/}} >/dev/null; done

@@ -82,7 +82,9 @@ for try in $(seq 100); do
     ip -6 addr show dev eth0 scope global | grep -v tentative | grep -q inet6 && break
     sleep 0.1
 done
-wait_for_host() { echo "$1"; echo go | nc -l -p 9 >/dev/null; }
+# Out of a file, where the word is before the host has connected and said all that it says: nc ends when that is over.
+echo go >/tmp/go
+wait_for_host() { echo "$1"; nc -l -p 9 </tmp/go >/dev/null; }
 must() { "$@" || { echo "failed: $*"; exit 21; }; }
 "#;
 

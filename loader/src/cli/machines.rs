@@ -176,15 +176,15 @@ pub(super) fn stop(args: &StopArgs) -> ExitCode {
         for (path, _) in &left {
             send(path, &Request::End);
         }
-        left = wait(&left, END_PATIENCE, None);
-        for (path, status) in &left {
+        let killed = wait(&left, END_PATIENCE, None);
+        for (_, status) in &killed {
             notice(format_args!("{} does not answer: its process is killed", status.name));
             if let Err(error) = process::end(status.pid) {
                 return fail(format_args!("cannot kill process {}: {error}", status.pid), EXIT_USAGE);
             }
-            socket::forget(path);
         }
-        left = wait(&left, END_PATIENCE, None);
+        left = wait(&killed, END_PATIENCE, None);
+        killed.iter().for_each(|(path, _)| socket::forget(path));
     }
     if left.is_empty() {
         return ExitCode::SUCCESS;

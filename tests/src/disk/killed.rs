@@ -24,6 +24,9 @@ const MOST_MILLISECONDS: u64 = 1200;
 const KILLED: i32 = 128 + 9;
 /// Files of fio's that stay; older ones are removed.
 const FILES_KEPT: u64 = 3;
+/// Whether the guest has begun to write, and whether it has flushed a record and a file.
+const BEGUN: &str = "grep -q checked /tmp/out";
+const FLUSHED: &str = "grep -q '^flushed ' /tmp/out && grep -q '^file ' /tmp/out";
 /// What fio does to a file, and the same to check it.
 const FIO: &str = "chroot /tools fio --size=512k --bs=4k --rw=randwrite --ioengine=psync --thread --fallocate=none --verify=crc32c \
                    --verify_state_save=0 --output=/dev/null";
@@ -101,8 +104,8 @@ impl Images {
         )
     }
 
-    /// Lets a guest check and write, and kills its loader so many milliseconds after it began to write.
-    fn kill(&mut self, host: &mut Host, milliseconds: u64) -> Checked {
+    /// Lets a guest check and write, and kills its loader so many milliseconds after this holds, a test of the shell's.
+    fn kill(&mut self, host: &mut Host, after: &str, milliseconds: u64) -> Checked {
         let next = self.files + 1;
         let command = format!(
             "/tmp/work write-records /dev/vda {} &
@@ -117,7 +120,7 @@ impl Images {
         let script = format!(
             ": >/tmp/out
             {} & pid=$!
-            until grep -q checked /tmp/out || ! kill -0 $pid 2>/dev/null; do sleep 0.05; done
+            until {after} || ! kill -0 $pid 2>/dev/null; do sleep 0.05; done
             sleep {seconds}.{rest:03}
             kill -9 $pid; wait $pid; status=$?
             cat /tmp/out; cat /tmp/errors >&2
@@ -184,7 +187,9 @@ fn killed_by(host: &mut Host, kills: u32, mut random: Random) -> Checked {
     let mut images = [Images::make(host, "qcow2")?, Images::make(host, "raw")?];
     for kill in 0..kills {
         let of_this = &mut images[usize::try_from(kill).unwrap_or(0) % 2];
-        of_this.kill(host, random.below(MOST_MILLISECONDS))?;
+        // All the others may come before anything is flushed.
+        let after = if kill == 0 { FLUSHED } else { BEGUN };
+        of_this.kill(host, after, random.below(MOST_MILLISECONDS))?;
     }
     let written: Vec<_> = images.iter().map(|images| (images.records, images.files)).collect();
     ensure!(written.iter().any(|&(records, files)| records > 0 && files > 0), "nothing was flushed: {written:?}");

@@ -168,9 +168,9 @@ fn run_behind(store: &Store, name: &str) -> Result<u8, (String, u8)> {
     // Who runs it already is told here; who comes between, by the process.
     let lock = store.lock(name).map_err(wrong)?;
     tell_of_crash(store, name).map_err(wrong)?;
+    let messages = store.begin_messages(name).map_err(wrong)?;
     drop(lock);
     let path = store.messages(name);
-    let messages = File::create(&path).map_err(|error| wrong(format!("{}: {error}", path.display())))?;
     let mut child = spawn(name, messages).map_err(|error| wrong(format!("cannot start covisor: {error}")))?;
     loop {
         if let Some(status) = child.try_wait().map_err(|error| wrong(format!("cannot wait for covisor: {error}")))? {

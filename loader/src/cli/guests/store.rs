@@ -193,6 +193,13 @@ impl Store {
         self.of(name).join(MESSAGES)
     }
 
+    /// An empty file for what covisor says in the background. What is written goes to its end: who lost the race for the guest's lock
+    /// writes there, too. Who has that lock calls it.
+    pub(super) fn begin_messages(&self, name: &str) -> Result<File, StoreError> {
+        let path = self.messages(name);
+        File::create(&path).and_then(|_| File::options().append(true).open(&path)).map_err(at(&path))
+    }
+
     /// Keeps others from doing something with the guest.
     pub(super) fn lock(&self, name: &str) -> Result<Lock, StoreError> {
         let (pause, times) = AGAIN;
@@ -449,6 +456,19 @@ mod tests {
         store.end("web").unwrap();
         assert_eq!(store.list().unwrap(), [("web".to_owned(), State::Stopped)]);
         assert_eq!(store.crash("web").unwrap(), None);
+    }
+
+    #[test]
+    fn test_two_who_start_a_guest_keep_each_others_messages() {
+        let (_folder, store) = store();
+        store.create("web", |_| Ok(definition())).unwrap();
+        let mut one = store.begin_messages("web").unwrap();
+        one.write_all(b"of a run before\n").unwrap();
+        let mut other = store.begin_messages("web").unwrap();
+        other.write_all(b"covisor: error: guest web runs\n").unwrap();
+        one.write_all(b"covisor: engine svm\n").unwrap();
+        let text = fs::read_to_string(store.messages("web")).unwrap();
+        assert_eq!(text, "covisor: error: guest web runs\ncovisor: engine svm\n");
     }
 
     #[test]

@@ -422,7 +422,11 @@ fn test_many_short_connections_leave_nothing() {
 #[test]
 fn test_a_refused_connection_is_reset_at_once() {
     for address in loopbacks() {
-        let free = TcpListener::bind(address).unwrap().local_addr().unwrap();
+        // Bound, so that nobody else takes the port, but nobody listens.
+        let address: SocketAddr = address.parse().unwrap();
+        let bound = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
+        bound.bind(&address.into()).unwrap();
+        let free = bound.local_addr().unwrap().as_socket().unwrap();
         let mut guest = Guest::plain();
         for remote in [by_gateway(free), "10.0.2.77:80".parse().unwrap(), "[fd2e:91b7:6c04:2::77]:80".parse().unwrap()]
         {

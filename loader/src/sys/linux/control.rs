@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::fs::DirBuilder;
+use std::fs::File;
 use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
@@ -45,7 +46,7 @@ pub struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        forget(&self.path);
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -61,6 +62,7 @@ pub struct Listener {
 /// What the host says.
 pub fn register(folder: &Path, name: &str) -> io::Result<Option<(Registration, Listener)>> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let _lock = lock(folder)?;
     let path = socket(folder, name);
     if path.exists() {
         if UnixStream::connect(&path).is_ok() {
@@ -71,6 +73,14 @@ pub fn register(folder: &Path, name: &str) -> io::Result<Option<(Registration, L
     }
     let listener = UnixListener::bind(&path)?;
     Ok(Some((Registration { path }, Listener { listener })))
+}
+
+/// Keeps others from making and forgetting sockets in the folder, until this is dropped. A new socket is refused until its machine
+/// listens, as is that of one that is gone.
+fn lock(folder: &Path) -> io::Result<File> {
+    let folder = File::open(folder)?;
+    folder.lock()?;
+    Ok(folder)
 }
 
 impl Listener {
@@ -109,9 +119,12 @@ pub fn sockets(folder: &Path) -> Vec<PathBuf> {
     files(folder, SUFFIX)
 }
 
-/// Takes away a socket whose machine is gone.
+/// Takes away a socket, if its machine is gone.
 pub fn forget(path: &Path) {
-    let _ = fs::remove_file(path);
+    let Some(Ok(_lock)) = path.parent().map(lock) else { return };
+    if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+        let _ = fs::remove_file(path);
+    }
 }
 
 fn exchange_timeouts(stream: &UnixStream) -> io::Result<()> {
@@ -157,5 +170,22 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         assert!(ask(&path, "hello").is_err());
         assert!(register(folder.path(), "one").unwrap().is_some());
+    }
+
+    #[test]
+    fn test_a_machine_that_just_comes_is_not_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = socket(folder.path(), "one");
+        drop(UnixListener::bind(&path).unwrap());
+        let comes = lock(folder.path()).unwrap();
+        let gone = path.clone();
+        let forgets = std::thread::spawn(move || forget(&gone));
+        // More than it would take.
+        std::thread::sleep(Duration::from_millis(50));
+        fs::remove_file(&path).unwrap();
+        let _listener = UnixListener::bind(&path).unwrap();
+        drop(comes);
+        forgets.join().unwrap();
+        assert!(path.exists());
     }
 }

@@ -40,8 +40,8 @@ pub(super) const SERVICE: &str = "covisor";
 const TITLE: &str = "covisor: runs Linux beside Windows";
 /// The driver's file.
 const FILE: &str = "covisor.sys";
-/// How long the driver may take to stop.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the driver may take to stop, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why the driver cannot be installed or removed.
 #[derive(Debug, Error)]

@@ -471,9 +471,20 @@ fn test_attack_7_negotiation_out_of_order() {
     assert_eq!(machine.status(), 0);
 }
 
+/// How far a read of a slow disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// None has begun.
+    None,
+    /// It waits.
+    Begun,
+    /// It may go on, and so may those that follow.
+    Free,
+}
+
 /// A disk that takes its time: reads wait until they may go on.
 #[derive(Debug)]
-struct Slow(MemoryBackend, Arc<(Mutex<bool>, Condvar)>);
+struct Slow(MemoryBackend, Arc<(Mutex<Reading>, Condvar)>);
 
 impl BlockBackend for Slow {
     fn sectors(&self) -> u64 {
@@ -483,10 +494,12 @@ impl BlockBackend for Slow {
         false
     }
     fn read_at(&mut self, offset: u64, buffers: &[VolatileSlice<'_>]) -> std::io::Result<()> {
-        let mut open = lock(&self.1.0);
-        while !*open {
-            open = self.1.1.wait(open).unwrap();
+        let mut read = lock(&self.1.0);
+        while *read != Reading::Free {
+            *read = Reading::Begun;
+            read = self.1.1.wait(read).unwrap();
         }
+        drop(read);
         self.0.read_at(offset, buffers)
     }
     fn write_at(&mut self, offset: u64, buffers: &[VolatileSlice<'_>]) -> std::io::Result<()> {
@@ -508,21 +521,21 @@ impl BlockBackend for Slow {
 #[test]
 fn test_attack_7_reset_races_with_io() {
     let machine = Machine::new();
-    let gate = Arc::new((Mutex::new(false), Condvar::new()));
+    let gate = Arc::new((Mutex::new(Reading::None), Condvar::new()));
     let backend = Slow(MemoryBackend::new(vec![0x5a; 64 * 512], false), Arc::clone(&gate));
     machine.attach(block::device("disk", "id", Box::new(backend)).unwrap(), false);
     let queue = machine.queue();
     machine.start(&queue);
     offer_read(&queue);
     machine.write(0xc0, &0_u16.to_le_bytes());
-    std::thread::sleep(Duration::from_millis(20));
+    wait_until(|| *lock(&gate.0) == Reading::Begun);
     let start = Instant::now();
     machine.set_status(0);
     machine.set_status(ACKNOWLEDGED);
     machine.set_queue(0, &QueueLayout::default());
     assert_eq!((machine.status(), machine.layout(0)), (DRIVER_OK, queue.layout()));
     assert!(start.elapsed() < Duration::from_secs(5));
-    *lock(&gate.0) = true;
+    *lock(&gate.0) = Reading::Free;
     gate.1.notify_all();
     wait_until(|| machine.status() == 0);
     // From here on the memory is the driver's.
