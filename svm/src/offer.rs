@@ -13,10 +13,14 @@
 //! interrupt. Where that was the host's timer, which goes on by its interrupts, the host sleeps for ever. The APIC tells the CPU anew
 //! when CR8 is written, so that is done after each exit behind which one may be missing.
 //!
+//! Where an exit interrupts the delivery of a virtual interrupt, EXITINTINFO says that it was an exception of that vector
+//! (`handle_even_inj` knows no other word for what is not the guest's INT). Injected again as that, it would be refused.
+//!
 //! The CPU has one virtual interrupt, which otherwise stands for the window in which the guest takes the next one. That window has to
 //! wait for the exit after the offer was taken, of which the end of the interrupt is one.
 
 use covisor_core::delivery::Event;
+use covisor_core::exit::Injection;
 
 use crate::SvmVcpu;
 use crate::intercept::Instructions1;
@@ -54,6 +58,16 @@ impl SvmVcpu {
         self.place_window();
     }
 
+    /// What an exit interrupted: it says that it was this event. What was offered is an interrupt.
+    pub(crate) fn interrupted_event(&self, event: Event) -> Event {
+        let offered = (self.vmcb().control.virtual_interrupt & VirtualInterrupt::VECTOR).bits();
+        if self.offered && offered >> VirtualInterrupt::VECTOR.bits().trailing_zeros() == u64::from(event.vector()) {
+            Event::encode(Injection::Interrupt(event.vector()), true)
+        } else {
+            event
+        }
+    }
+
     /// Injects an event again whose delivery an exit interrupted, or none in its place. What was offered and not taken is that event.
     pub(crate) fn inject_again(&mut self, event: Event) {
         if self.offered {
@@ -70,7 +84,6 @@ impl SvmVcpu {
 #[cfg(test)]
 mod tests {
     use covisor_core::engine::Vcpu;
-    use covisor_core::exit::Injection;
 
     use super::*;
     use crate::vcpu::tests::with_vcpu;
@@ -150,6 +163,11 @@ mod tests {
         with_vcpu_of_qemu(|vcpu| {
             vcpu.inject(Injection::Interrupt(0x31));
             exit(vcpu, false);
+            // An exception, by what QEMU says; another one is one.
+            let said = Event::from_amd(0x8000_0331);
+            assert_eq!(vcpu.interrupted_event(said), interrupt);
+            let page_fault = Event::from_amd(0x8000_0b0e);
+            assert_eq!(vcpu.interrupted_event(page_fault), page_fault);
             vcpu.inject_again(interrupt);
             assert_eq!((seen(vcpu), vcpu.vmcb().control.event_injection), ((OFFER | 0x31 << 32, false), 0));
             exit(vcpu, false);

@@ -167,6 +167,7 @@ fn on_interrupted_delivery<X: ExitHandler<Svm>>(context: &mut Context<'_, X>, in
     // SAFETY: as in on_exit(), which does not use its reference any more.
     let vcpu = unsafe { &mut *context.vcpu };
     let exit = exits::decode(&vcpu.vmcb().control);
+    let interrupted = vcpu.interrupted_event(interrupted);
     let (exit, again) = vcpu.deliveries.interrupted(interrupted, exit);
     vcpu.inject_again(again.unwrap_or_default());
     let next = context.handler.on_exit(vcpu, exit);
