@@ -5,11 +5,11 @@
 
 use xtask::rig::{Rig, RigKind};
 use xtask::scenario::{Scenario, Verdict};
-use xtask::{Env, Result, driver, windows};
+use xtask::{Env, Result, windows};
 
 use crate::checked::{Checked, ensure, told, verdict};
 use crate::conformance::conformance;
-use crate::host::{DriverFile, Host, MINI, in_folder, rig};
+use crate::host::{DriverFile, Host, MINI, rig};
 use crate::hostile::every_check;
 
 /// The scenarios about the driver for Windows.
@@ -40,8 +40,7 @@ fn on_nt(
 ) -> Result<Verdict> {
     let start = || -> Checked<Host> {
         let rig = rig(env, kind)?;
-        let module = driver::build_c_module(env, &rig.host().headers, "tests/nt-kernel", "nt_kernel")?;
-        let rig = rig.file(module, in_folder("nt_kernel.ko")).file(windows::driver(env)?, in_folder("covisor.sys"));
+        let rig = windows::driver_in_linux(env, rig)?;
         // Old ones have a page of theirs at an address that must be free.
         let rig = rig.cmdline("nokaslr");
         Host::start_with(shape(rig), kind, nt)

@@ -2,10 +2,11 @@
 //! machine. What each operation is, is said in the probe's `bench` module; the guest's code is the same on both.
 
 use super::BenchError;
-use super::figure::{COVISOR_SVM, COVISOR_VMX, Figure, KVM_SVM, KVM_VMX};
+use super::figure::{COVISOR_SVM, COVISOR_SVM_NT, COVISOR_VMX, COVISOR_VMX_NT, Figure, KVM_SVM, KVM_VMX};
 use crate::env::Env;
 use crate::error::Result;
 use crate::rig::{Machine, RigKind};
+use crate::windows::{NT_KERNEL, driver_in_linux};
 use crate::{build, probe, run};
 
 /// Where things are in the host.
@@ -20,11 +21,11 @@ const DOORBELL_PORT: u16 = 0xbf00;
 /// What a line with a figure begins with.
 const FIGURE: &str = "bench ";
 
-/// Measures both systems on a machine of this kind with this CPU.
-pub(super) fn run(env: &Env, kind: RigKind, cpu: &str) -> Result<Vec<Figure>> {
-    let (covisor, kvm, module) = match kind {
-        RigKind::Qemu => (COVISOR_SVM, KVM_SVM, "kvm_amd"),
-        RigKind::Bochs => (COVISOR_VMX, KVM_VMX, "kvm_intel"),
+/// Measures both systems on a machine of this kind with this CPU; with `nt`, covisor by its driver for Windows as well.
+pub(super) fn run(env: &Env, kind: RigKind, cpu: &str, nt: bool) -> Result<Vec<Figure>> {
+    let (covisor, covisor_nt, kvm, module) = match kind {
+        RigKind::Qemu => (COVISOR_SVM, COVISOR_SVM_NT, KVM_SVM, "kvm_amd"),
+        RigKind::Bochs => (COVISOR_VMX, COVISOR_VMX_NT, KVM_VMX, "kvm_intel"),
         RigKind::Plain => return Err(BenchError::NoKvm.into()),
     };
     let probe = probe::build_probe(env)?;
@@ -35,6 +36,7 @@ pub(super) fn run(env: &Env, kind: RigKind, cpu: &str) -> Result<Vec<Figure>> {
         .memory_mib(512)
         .file(probe, PROBE)
         .file(kvm_bench, KVM_BENCH);
+    let rig = if nt { driver_in_linux(env, rig)? } else { rig };
     let counter = format!("tsc-khz={}", rig.counter_khz());
     let step = env.progress.step("starting the emulated machine, counting instructions");
     let mut machine = rig.start()?;
@@ -48,12 +50,17 @@ pub(super) fn run(env: &Env, kind: RigKind, cpu: &str) -> Result<Vec<Figure>> {
 
     let step = env.progress.step("measuring covisor's exits");
     let engine = kind.engine();
-    let script = format!(
-        "{PROGRAM} driver install --module {MODULE} >&2 && exec {PROGRAM} run --engine {engine} --kernel {PROBE} \
+    let run = format!(
+        "exec {PROGRAM} run --engine {engine} --kernel {PROBE} \
          --mem 64 --console serial --no-reboot --test-doorbell {DOORBELL_PORT:#x} \
          --append 'test=bench doorbell={DOORBELL_PORT:#x} {counter}' </dev/null"
     );
+    let script = format!("{PROGRAM} driver install --module {MODULE} >&2 && {run}");
     figures.extend(self::figures(&mut machine, "covisor", &script, covisor)?);
+    if nt {
+        let script = format!("{PROGRAM} driver remove >&2 && insmod {NT_KERNEL} && {run}");
+        figures.extend(self::figures(&mut machine, "covisor with the driver for Windows", &script, covisor_nt)?);
+    }
     step.done();
     machine.shut_down()?;
     Ok(figures)

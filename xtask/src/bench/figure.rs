@@ -19,8 +19,12 @@ pub(super) struct Figure {
 const OURS: &str = "covisor-";
 /// covisor on AMD-V.
 pub(super) const COVISOR_SVM: &str = "covisor-svm";
+/// The same with the driver for Windows.
+pub(super) const COVISOR_SVM_NT: &str = "covisor-svm-nt";
 /// covisor on VT-x.
 pub(super) const COVISOR_VMX: &str = "covisor-vmx";
+/// The same with the driver for Windows.
+pub(super) const COVISOR_VMX_NT: &str = "covisor-vmx-nt";
 /// KVM on AMD-V.
 pub(super) const KVM_SVM: &str = "kvm-svm";
 /// KVM on VT-x.

@@ -43,6 +43,9 @@ pub enum BenchCommand {
         /// Who emulates the machine: QEMU has AMD-V, Bochs VT-x.
         #[arg(long, value_enum, default_value_t = RigKind::Qemu)]
         rig: RigKind,
+        /// Measure the driver for Windows as well, in a module that has for it what it takes of NT's kernel.
+        #[arg(long)]
+        nt: bool,
     },
     /// Instructions from guest kernel entry to the first program, next to the bare kernel's.
     Boot,
@@ -122,7 +125,7 @@ pub fn run(env: &Env, args: &BenchArgs) -> Result<()> {
     setup::ensure(env)?;
     let cpu = |default| args.cpu.as_deref().unwrap_or(default);
     let figures = match &args.what {
-        BenchCommand::Exits { rig } => exits::run(env, *rig, cpu(rig.default_cpu()))?,
+        BenchCommand::Exits { rig, nt } => exits::run(env, *rig, cpu(rig.default_cpu()), *nt)?,
         BenchCommand::Boot => boot::run(env, cpu(RigKind::Qemu.default_cpu()))?,
         BenchCommand::Io { only, filter } => {
             io::run(env, cpu(RigKind::Qemu.default_cpu()), only.as_deref(), filter.as_deref())?

@@ -16,8 +16,10 @@ use covisor_guest_images::progress::Step;
 use object::pe::{IMAGE_SUBSYSTEM_NATIVE, IMAGE_SUBSYSTEM_WINDOWS_CUI};
 
 use crate::build::Part;
+use crate::driver::build_c_module;
 use crate::env::Env;
 use crate::error::Result;
+use crate::rig::Rig;
 use crate::{setup, toolchain};
 use driver::Variant;
 use pe::{Exports, Flaw, Rules};
@@ -141,6 +143,19 @@ pub fn run(env: &Env, parts: &[Part]) -> Result<()> {
 /// When it does not build, or fails a check.
 pub fn driver(env: &Env) -> Result<PathBuf> {
     driver_variant(env, Variant::Nt)
+}
+
+/// Where [`driver_in_linux`] puts the module that loads the driver. Its parameters are in `tests/nt-kernel/main.c`.
+pub const NT_KERNEL: &str = "/covisor/nt_kernel.ko";
+
+/// Adds the driver to a host that is a Linux, and the module that has there for it what it takes of NT's kernel.
+///
+/// # Errors
+/// When one of them does not build, or the driver fails a check.
+pub fn driver_in_linux(env: &Env, rig: Rig) -> Result<Rig> {
+    setup::ensure_for_windows(env)?;
+    let module = build_c_module(env, &rig.host().headers, "tests/nt-kernel", "nt_kernel")?;
+    Ok(rig.file(module, NT_KERNEL).file(driver(env)?, "/covisor/covisor.sys"))
 }
 
 /// Builds the driver that Wine can run, for tests, and looks at it.
