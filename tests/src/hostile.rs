@@ -11,7 +11,7 @@ use crate::checked::{Checked, Failure, ensure, told};
 use crate::host::{Host, PROBE, on_host, on_own_host};
 
 /// Seconds that a guest has which goes on for ever, in the emulated machine's time: a second is 10⁹ instructions.
-const SECONDS: f32 = 0.3;
+pub(crate) const SECONDS: f32 = 0.3;
 
 /// What the probe says of an attack that did not fail. What an attack wrote to the console may stand before it.
 const BROKE_THROUGH: &str = "probe: broke through: ";

@@ -83,7 +83,7 @@ pub fn all() -> Vec<Scenario> {
         hostile::SCENARIOS,
         more_wine,
         nt::SCENARIOS,
-        nt::CONFORMANCE,
+        nt::OF_MACHINES,
         disk::SCENARIOS,
         disk::ON_ONE_ENGINE,
         images::SCENARIOS,
@@ -172,7 +172,7 @@ fn with_vt_x() -> Vec<Scenario> {
         cost::SCENARIOS,
         hostile::SCENARIOS,
         nt::SCENARIOS,
-        nt::CONFORMANCE,
+        nt::OF_MACHINES,
         doctor::SCENARIOS,
         doctor::WITH_VT_X,
     ];

@@ -3,6 +3,7 @@
 //! port with real interrupts, CPUs and physical pages. What NT itself does, that module does as its documentation says; whether a
 //! Windows does the same, only a Windows tells.
 
+use covisor_probe::hostile::ALL;
 use xtask::rig::{Rig, RigKind};
 use xtask::scenario::{Scenario, Verdict};
 use xtask::{Env, Result, windows};
@@ -10,7 +11,7 @@ use xtask::{Env, Result, windows};
 use crate::checked::{Checked, ensure, told, verdict};
 use crate::conformance::conformance;
 use crate::host::{DriverFile, Host, MINI, rig};
-use crate::hostile::every_check;
+use crate::hostile::{self, every_check};
 
 /// The scenarios about the driver for Windows.
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -19,9 +20,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario::new("nt/runs-guests-on-5.2", |env, kind| on_nt(env, kind, ONE_CPU, NT_5_2, runs_guests)),
 ];
 
-/// The device's calls, whose cases' guests are machines of their own, which the engine `coop` has not.
-pub(crate) const CONFORMANCE: &[Scenario] =
-    &[Scenario::new("nt/conformance", |env, kind| on_nt(env, kind, ONE_CPU, NT_10, conformance))];
+/// The device's calls and the probe's attacks, whose guests are machines without an operating system, which the engine `coop` has not.
+pub(crate) const OF_MACHINES: &[Scenario] = &[
+    Scenario::new("nt/conformance", |env, kind| on_nt(env, kind, ONE_CPU, NT_10, conformance)),
+    Scenario::new("nt/every-attack", |env, kind| on_nt(env, kind, ONE_CPU, NT_10, every_attack)).on_demand(),
+    Scenario::new("nt/every-attack-on-5.2", |env, kind| on_nt(env, kind, ONE_CPU, NT_5_2, every_attack)).on_demand(),
+];
 
 /// Windows 10's NT, and that of Windows XP for x64: without all that the driver has a way round.
 const NT_10: DriverFile = DriverFile::Nt(1000);
@@ -50,6 +54,11 @@ fn on_nt(
         host.check_clean()?;
         host.output("rmmod nt_kernel && dmesg -c | grep -q . && exit 1; true").map(drop)
     }))
+}
+
+/// All of the probe's attacks, each while a program on the same CPU wants its turn.
+fn every_attack(host: &mut Host) -> Checked {
+    ALL.iter().try_for_each(|mode| hostile::attack(host, ALL, mode.name, hostile::SECONDS, "").map(drop))
 }
 
 /// The probe's checks; then Linux, with a disk, while the machine is about to sleep again and again.
