@@ -38,12 +38,17 @@ const NOTHING: u64 = 0x13_0000;
 #[derive(Default)]
 struct Devices {
     words: HashMap<u64, u64>,
+    reads: Vec<u64>,
     writes: Vec<(u64, u8, u64)>,
 }
 
 impl DeviceSpace for Devices {
     fn read(&mut self, gpa: u64, _size: u8) -> Option<u64> {
-        (gpa >> 12 == DRIVER_GPA >> 12).then(|| self.words.get(&gpa).copied().unwrap_or(0))
+        let mine = gpa >> 12 == DRIVER_GPA >> 12;
+        if mine {
+            self.reads.push(gpa);
+        }
+        mine.then(|| self.words.get(&gpa).copied().unwrap_or(0))
     }
 
     fn write(&mut self, gpa: u64, size: u8, value: u64) -> bool {
