@@ -196,7 +196,7 @@ static void *place(const void *file, size_t length, void **entry)
 	*entry = image + at32(headers, ENTRY);
 	return image;
 bad:
-	vfree(image);
+	nt_image_free(image);
 	return ERR_PTR(error);
 }
 

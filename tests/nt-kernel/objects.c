@@ -12,8 +12,6 @@
 
 /* `\Callback\PowerState`: the machine is about to leave its working state, or is back in it. */
 #define SYSTEM_STATE_LOCK 3
-/* Bytes of a message. */
-#define MESSAGE 512
 
 static NT u32 DbgPrint(const char *format, ...)
 {
