@@ -25,6 +25,7 @@ macro_rules! attacks {
         /// The scenarios about the probe on this engine.
         pub(crate) const SCENARIOS: &[Scenario] = &[
             Scenario::new("probe/every-check", |env, kind| on_host(env, kind, hostile::every_check)),
+            hostile::BUSY_HOST,
             Scenario::new("hostile/ctrl-c-ends-a-loop", |env, kind| on_host(env, kind, hostile::ctrl_c_ends_a_loop)),
             $(Scenario::new(concat!("hostile/", $name), |env, kind| on_host(env, kind, |host| attack(host, $name))),)+
             Scenario::new("hostile/random-for-ten-minutes", |env, kind| {

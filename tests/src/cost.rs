@@ -184,7 +184,7 @@ fn signals_are_obeyed_at_once(host: &mut Host) -> Checked {
     let with_timers = if host.engine() == "coop" { "timer-storm" } else { "timer-flood" };
     for busy in ["cli-loop", "exit-flood", "port-flood", with_timers] {
         let outcome = host.sh(&format!(
-            "taskset 1 ./host-watch stops --count 30 --after 100 -- ./covisor {PROBE} --append test={busy} >/tmp/out; tail -n 1 /tmp/out"
+            "taskset -c $FIRST ./host-watch stops --count 30 --after 100 -- ./covisor {PROBE} --append test={busy} >/tmp/out; tail -n 1 /tmp/out"
         ))?;
         let text = outcome.stdout_text();
         let longest =
@@ -204,9 +204,9 @@ fn wake_ups_are_not_delayed(host: &mut Host) -> Checked {
     for busy in ["cli-loop", "exit-flood", "port-flood", without_leaving, "random-user-code"] {
         // Only while the guest runs: Linux 6.1 itself takes longer to get back the memory of a process with large pages.
         let outcome = host.sh(&format!(
-            "rm -f /tmp/out; taskset 1 ./covisor {PROBE} --append test={busy} </dev/null >/tmp/out 2>&1 & pid=$!
+            "rm -f /tmp/out; taskset -c $FIRST ./covisor {PROBE} --append test={busy} </dev/null >/tmp/out 2>&1 & pid=$!
             until grep -q 'goes ahead' /tmp/out; do kill -0 $pid || exit; sleep 0.02; done
-            taskset 1 ./host-watch ticks 1700 --first >/tmp/ticks & ticks=$!
+            taskset -c $FIRST ./host-watch ticks 1700 --first >/tmp/ticks & ticks=$!
             sleep 0.1; kill $ticks; wait $ticks; kill $pid; wait $pid; cat /tmp/ticks"
         ))?;
         let late = late_by(&outcome.stdout_text());

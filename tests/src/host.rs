@@ -38,15 +38,18 @@ pub(crate) fn empty_disk(env: &Env, name: &str, size: &str) -> Checked<PathBuf> 
 /// How long a script may take by this machine's clock.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Begins each script: the folder, and what depends on the emulated machine and the driver's file. Whose CPU it is the probe is told, for it knows the
+/// Begins each script: the folder, and what depends on the emulated machine, the CPUs for programs and the driver's file. Whose CPU it is the probe is told, for it knows the
 /// flaws of QEMU's.
-fn prelude(kind: RigKind, driver: DriverFile) -> String {
+fn prelude(kind: RigKind, driver: DriverFile, (first, last): (u32, u32)) -> String {
     let (kvm, cpu) = match kind {
         RigKind::Qemu | RigKind::Plain => ("kvm_amd", "tcg"),
         RigKind::Bochs => ("kvm_intel", "bochs"),
     };
     let (engine, disk, module) = (kind.engine(), kind.first_disk(), driver.module());
-    format!("cd {FOLDER}\nexport ENGINE={engine} KVM={kvm} CPU={cpu} DISK={disk} MODULE={module}\n")
+    format!(
+        "cd {FOLDER}\n\
+         export ENGINE={engine} KVM={kvm} CPU={cpu} DISK={disk} MODULE={module} FIRST={first} LAST={last}\n"
+    )
 }
 
 /// Which of the driver's files a host has.
@@ -90,7 +93,7 @@ else
     echo "the driver is not loaded any more"
 fi
 # An extension that was not given back looks as if another hypervisor had it.
-for cpu in $(seq 0 $(($(nproc) - 1))); do
+for cpu in $(seq 0 $LAST); do
     taskset -c "$cpu" ./covisor doctor --json | grep -o "another hypervisor holds[^\"]*" | sed "s/^/on CPU $cpu: /"
 done
 dmesg -c -r | sed 's/^/kernel: /'
@@ -118,6 +121,8 @@ pub(crate) struct Host {
     machine: Machine,
     kind: RigKind,
     driver: DriverFile,
+    /// The first and the last CPU for programs.
+    cpus: (u32, u32),
 }
 
 /// A rig with covisor, its driver, the guests `mini` and `probe`, and the programs `host-watch`, `net-work` and `conformance`, all
@@ -148,7 +153,8 @@ impl Host {
 
     /// The same with this file of the driver's, and puts the host into the state that [`Host::check_clean`] expects.
     pub(crate) fn start_with(rig: Rig, kind: RigKind, driver: DriverFile) -> Checked<Self> {
-        let mut host = Self { machine: rig.start()?, kind, driver };
+        let cpus = (rig.first_cpu(), rig.last_cpu());
+        let mut host = Self { machine: rig.start()?, kind, driver, cpus };
         let outcome = host.sh(&format!(
             "modprobe msr && {} && dmesg -c >/dev/null && exit; status=$?; dmesg | tail -n 60 >&2; exit $status",
             driver.load()
@@ -160,6 +166,11 @@ impl Host {
     /// The engine that this CPU is for.
     pub(crate) fn engine(&self) -> &'static str {
         self.kind.engine()
+    }
+
+    /// The first and the last CPU for programs, `$FIRST` and `$LAST` in scripts.
+    pub(crate) fn cpus(&self) -> (u32, u32) {
+        self.cpus
     }
 
     /// How the line begins by which `doctor` says that this engine can run guests.
@@ -174,7 +185,7 @@ impl Host {
 
     /// The same with standard input.
     pub(crate) fn sh_with(&mut self, script: &str, input: Input) -> Checked<Outcome> {
-        Ok(self.machine.run_with(&format!("{}{script}", prelude(self.kind, self.driver)), input)?)
+        Ok(self.machine.run_with(&format!("{}{script}", prelude(self.kind, self.driver, self.cpus)), input)?)
     }
 
     /// Runs a script that must succeed, and gives its standard output.

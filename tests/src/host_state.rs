@@ -78,11 +78,11 @@ fn registers_stay(host: &mut Host) -> Checked {
         _ => "clock-anywhere random-cr random-msr random-user-code",
     };
     let outcome = host.sh(&format!(
-        "taskset 1 ./host-watch registers >/tmp/registers & watch=$!
-        taskset 1 ./covisor {MINI} --exec 'sha256sum /bin/busybox; dmesg | tail -n 1' </dev/null >/dev/null ||
+        "taskset -c $FIRST ./host-watch registers >/tmp/registers & watch=$!
+        taskset -c $FIRST ./covisor {MINI} --exec 'sha256sum /bin/busybox; dmesg | tail -n 1' </dev/null >/dev/null ||
             {{ status=$?; echo 'the guest failed' >&2; kill $watch; exit $status; }}
         for test in all {worst}; do
-            taskset 1 ./covisor {PROBE} --append \"cpu=$CPU test=$test\" --timeout 3 </dev/null >/dev/null 2>&1
+            taskset -c $FIRST ./covisor {PROBE} --append \"cpu=$CPU test=$test\" --timeout 3 </dev/null >/dev/null 2>&1
         done
         kill $watch; wait $watch; status=$?; cat /tmp/registers; exit $status"
     ))?;
@@ -107,10 +107,10 @@ fn idle() -> String {
 fn nmis_reach_the_host(host: &mut Host, guest: &str) -> Checked {
     let outcome = host.sh(&format!(
         "echo 1 >/proc/sys/kernel/sysrq; dmesg -n 1
-        taskset 2 ./covisor {guest} </dev/null >/tmp/out 2>&1 & pid=$!
+        taskset -c $LAST ./covisor {guest} </dev/null >/tmp/out 2>&1 & pid=$!
         until grep -q 'goes ahead' /tmp/out; do kill -0 $pid || exit; sleep 0.02; done
-        for i in 1 2 3 4 5; do taskset 1 sh -c 'echo l >/proc/sysrq-trigger'; sleep 0.02; done
-        kill $pid; wait $pid; echo \"its status $?\"; dmesg -c | grep -c 'NMI backtrace for cpu 1'"
+        for i in 1 2 3 4 5; do taskset -c $FIRST sh -c 'echo l >/proc/sysrq-trigger'; sleep 0.02; done
+        kill $pid; wait $pid; echo \"its status $?\"; dmesg -c | grep -c \"NMI backtrace for cpu $LAST\""
     ))?;
     ensure!(outcome.stdout == b"its status 130\n5\n", "{}", told(&outcome));
     Ok(())
@@ -132,31 +132,34 @@ fn every_nmi_is_seen(host: &mut Host) -> Checked {
             taskset -c $cpu ./covisor "$@" </dev/null >$out 2>&1 & pid=$!
             until grep -q 'goes ahead' $out; do kill -0 $pid || exit; sleep 0.02; done
         }}
-        start 1 /tmp/idle {idle} --mem 128; idle=$pid
+        start $LAST /tmp/idle {idle} --mem 128; idle=$pid
         send_beside() {{
-            start 0 /tmp/busy "$@"
-            for cpu in 0 1; do taskset -c $((1 - cpu)) sh -c "echo $cpu {NMIS} >/proc/host_nmis"; done
+            start $FIRST /tmp/busy "$@"
+            taskset -c $LAST sh -c "echo $FIRST {NMIS} >/proc/host_nmis"
+            taskset -c $FIRST sh -c "echo $LAST {NMIS} >/proc/host_nmis"
             kill $pid; wait $pid; echo "the busy guest's status $?"
         }}
         send_beside {MINI} --mem 128 --exec {programs}
         send_beside {busy}
         kill $idle; wait $idle; echo "the idle guest's status $?"
-        grep sent /proc/host_nmis
+        grep sent /proc/host_nmis | grep -v ' 0 sent'
         grep -v sent /proc/host_nmis | sort | uniq -c | sort -rn | head -n 30 >&2
         "#,
         idle = idle(),
         busy = busy(),
     ))?;
     let all = 2 * NMIS;
+    let (first, last) = host.cpus();
     let expected = format!(
         "the busy guest's status 130\nthe busy guest's status 130\nthe idle guest's status 130\n\
-         CPU 0: {all} sent, {all} seen\nCPU 1: {all} sent, {all} seen\n"
+         CPU {first}: {all} sent, {all} seen\nCPU {last}: {all} sent, {all} seen\n"
     );
     ensure!(outcome.stdout_text() == expected, "{}", told(&outcome));
 
     // Those that came while the busy guest had the CPU: the host gets them in the driver.
     let places = outcome.stderr_text();
-    let on_busy = |place: &str| places_of(&places, |line| line.starts_with("CPU 0 in ") && line.contains(place));
+    let on_busy =
+        |place: &str| places_of(&places, |line| line.starts_with(&format!("CPU {first} in ")) && line.contains(place));
     let in_driver = on_busy("[covisor]");
     ensure!(in_driver > NMIS, "of {all} only {in_driver} came while a guest was busy: {}", told(&outcome));
     if host.engine() == "coop" {
@@ -186,7 +189,7 @@ fn the_kernels_own_stays(host: &mut Host, engine: &str) -> Checked {
         r#"
         ENGINE={engine}
         insmod host_state.ko || exit
-        cpus=$(seq 0 $(($(nproc) - 1)))
+        cpus=$(seq $FIRST $LAST)
         read_all() {{
             for cpu in $cpus; do taskset -c $cpu cat /proc/host_state | sed "s/^/$cpu /"; done
         }}
@@ -198,7 +201,7 @@ fn the_kernels_own_stays(host: &mut Host, engine: &str) -> Checked {
                 was[name] != $0 {{ print "while the guest " when ", " name " was" was[name] " and is" $0 }}' /tmp/before /tmp/now
             readings=$((readings + 1))
         }}
-        start_watch() {{ taskset 1 ./host-watch registers --for-the-cpu >/tmp/registers & watch=$!; }}
+        start_watch() {{ taskset -c $FIRST ./host-watch registers --for-the-cpu >/tmp/registers & watch=$!; }}
         # It has been seen to end here by itself, which no guest can be the cause of: none was there yet.
         tries=1
         start_watch
@@ -256,7 +259,7 @@ fn the_kernels_own_stays(host: &mut Host, engine: &str) -> Checked {
 fn many_guests(host: &mut Host) -> Checked {
     let outcome = host.sh(&format!(
         r#"
-        taskset 1 ./host-watch registers --for-the-cpu >/tmp/registers & watch=$!
+        taskset -c $FIRST ./host-watch registers --for-the-cpu >/tmp/registers & watch=$!
         for guest in $(seq 1 40); do
             ./covisor {MINI} --exec true </dev/null >/tmp/out 2>/tmp/errors ||
                 {{ echo "guest $guest ended with $?"; cat /tmp/out /tmp/errors; exit 1; }}

@@ -42,6 +42,7 @@ macro_rules! attacks {
             Scenario::new("probe/interrupts-come-once", |env, kind| {
                 on_own_host(env, kind, |rig| Ok(rig.cpus(2)), interrupts_come_once)
             }),
+            BUSY_HOST,
             Scenario::new("hostile/ctrl-c-ends-a-loop", |env, kind| on_host(env, kind, ctrl_c_ends_a_loop)),
             $(Scenario::new(concat!("hostile/", $name), |env, kind| {
                 on_host(env, kind, |host| attack(host, hostile::ALL, $name, SECONDS, "").map(drop))
@@ -91,7 +92,7 @@ attacks! {
 
 /// The probe with a command line, on the host's first CPU.
 pub(crate) fn probe(append: &str) -> String {
-    format!("taskset 1 ./covisor {PROBE} --append \"cpu=$CPU {append}\" </dev/null")
+    format!("taskset -c $FIRST ./covisor {PROBE} --append \"cpu=$CPU {append}\" </dev/null")
 }
 
 /// An interrupt comes once also where the machine's other CPU has work of its own: an emulator that runs both by turns leaves the
@@ -99,7 +100,7 @@ pub(crate) fn probe(append: &str) -> String {
 fn interrupts_come_once(host: &mut Host) -> Checked {
     const ROUNDS: usize = 20;
     let outcome = host.sh(&format!(
-        "taskset 2 ./host-watch stress 1 >/dev/null & busy=$!
+        "taskset -c $LAST ./host-watch stress 1 >/dev/null & busy=$!
         for round in $(seq {ROUNDS}); do {} || {{ status=$?; kill $busy; exit $status; }}; done
         kill $busy; wait $busy",
         probe("test=timer-once")
@@ -109,19 +110,65 @@ fn interrupts_come_once(host: &mut Host) -> Checked {
     Ok(())
 }
 
+/// The probe's checks where time goes on while others have the CPU: no check may take it for granted that it is never waited for.
+pub(crate) const BUSY_HOST: Scenario = Scenario::new("probe/every-check-on-a-busy-host", |env, kind| {
+    on_own_host(env, kind, |rig| Ok(rig.cpus(2)), every_check_on_a_busy_host)
+})
+.on_demand();
+
+/// See there.
+fn every_check_on_a_busy_host(host: &mut Host) -> Checked {
+    const ROUNDS: u32 = 10;
+    let status = host
+        .sh("for cpu in $FIRST $LAST; do taskset -c $cpu ./host-watch stress 1 >/dev/null 2>&1 </dev/null & done")?
+        .status;
+    ensure!(status == 0, "the host's own programs did not start");
+    (0..ROUNDS).try_for_each(|_| every_check_on_several_cpus(host))
+}
+
 /// Every check of the probe: the CPU that the guest sees is the one in the manual.
 pub(crate) fn every_check(host: &mut Host) -> Checked {
+    let (wrong, outcome) = wrong_checks(host)?;
+    ensure!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), told(&outcome));
+    Ok(())
+}
+
+/// The same where QEMU emulates several CPUs at once. There it loses an interrupt now and then that a guest is offered, until the guest
+/// leaves the CPU for another reason: its VMRUN notes it in a word that other CPUs change meanwhile (`interrupt_request |=` in
+/// `target/i386/tcg/sysemu/svm_helper.c`, QEMU 7.2). So what was wrong once is tried again by itself; an error of ours is there again.
+pub(crate) fn every_check_on_several_cpus(host: &mut Host) -> Checked {
+    /// How often a check may be wrong before it is.
+    const TRIES: usize = 3;
+    let (wrong, outcome) = wrong_checks(host)?;
+    for line in wrong {
+        let name = line.split(": ").nth(1).unwrap_or_default();
+        let right = |outcome: &Outcome| outcome.stdout_text().contains(&format!("probe: {name}: success"));
+        let mut again = host.sh(&probe(&format!("test={name}")))?;
+        for _ in 2..TRIES {
+            if right(&again) {
+                break;
+            }
+            again = host.sh(&probe(&format!("test={name}")))?;
+        }
+        ensure!(right(&again), "{line}\n{}\nagain: {}", told(&outcome), told(&again));
+    }
+    Ok(())
+}
+
+/// Runs every check; gives the probe's lines about those that are wrong.
+fn wrong_checks(host: &mut Host) -> Checked<(Vec<String>, Outcome)> {
     let outcome = host.sh(&probe("test=all"))?;
     let text = outcome.stdout_text();
-    let wrong: Vec<&str> = text.lines().filter(|line| line.contains(": failure") || line.contains(": error")).collect();
+    let wrong: Vec<String> =
+        text.lines().filter(|line| line.contains(": failure") || line.contains(": error")).map(String::from).collect();
     let sum = text.lines().rev().find(|line| line.contains(" success, ")).unwrap_or("there is no sum");
+    // The sum of what is wrong is that of the lines, and so is the status.
     ensure!(
-        outcome.status == 0 && sum.contains(" 0 failure, 0 error"),
-        "{sum}\n{}\n{}",
-        wrong.join("\n"),
+        sum.contains(" 0 failure, 0 error") == wrong.is_empty() && (outcome.status == 0) == wrong.is_empty(),
+        "{sum}\n{}",
         told(&outcome)
     );
-    Ok(())
+    Ok((wrong, outcome))
 }
 
 /// Lets the probe attack while a program on the same CPU sleeps for 10 ms again and again. A guest that goes on for ever does so for
@@ -130,7 +177,7 @@ pub(crate) fn attack(host: &mut Host, modes: &[Mode], name: &str, seconds: f32, 
     let mode = modes.iter().find(|mode| mode.name == name);
     let mode = mode.ok_or_else(|| Failure::Seen(format!("the probe has no mode {name}")))?;
     let script = format!(
-        "taskset 1 ./host-watch ticks 10000 >/tmp/ticks & ticks=$!\n\
+        "taskset -c $FIRST ./host-watch ticks 10000 >/tmp/ticks & ticks=$!\n\
          {} --timeout {seconds} {options}\n\
          status=$?; kill $ticks; wait $ticks; cat /tmp/ticks >&2; exit $status",
         probe(&format!("test={name}"))

@@ -11,12 +11,23 @@ use xtask::{Env, Result, windows};
 use crate::checked::{Checked, ensure, told, verdict};
 use crate::conformance::conformance;
 use crate::host::{DriverFile, Host, MINI, rig};
-use crate::hostile::{self, every_check};
+use crate::hostile::{self, every_check, every_check_on_several_cpus};
 
 /// The scenarios about the driver for Windows.
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario::new("nt/runs-guests", |env, kind| on_nt(env, kind, ONE_CPU, NT_10, runs_guests)),
-    Scenario::new("nt/runs-guests-on-two-cpus", |env, kind| on_nt(env, kind, |rig| rig.cpus(2), NT_10, runs_guests)),
+    Scenario::new("nt/runs-guests-on-two-cpus", |env, kind| {
+        on_nt(
+            env,
+            kind,
+            |rig| rig.cpus(2),
+            NT_10,
+            |host| {
+                every_check_on_several_cpus(host)?;
+                runs_linux(host)
+            },
+        )
+    }),
     Scenario::new("nt/runs-guests-on-5.2", |env, kind| on_nt(env, kind, ONE_CPU, NT_5_2, runs_guests)),
 ];
 
@@ -61,9 +72,14 @@ fn every_attack(host: &mut Host) -> Checked {
     ALL.iter().try_for_each(|mode| hostile::attack(host, ALL, mode.name, hostile::SECONDS, "").map(drop))
 }
 
-/// The probe's checks; then Linux, with a disk, while the machine is about to sleep again and again.
+/// The probe's checks, then Linux.
 fn runs_guests(host: &mut Host) -> Checked {
     every_check(host)?;
+    runs_linux(host)
+}
+
+/// Linux, with a disk, while the machine is about to sleep again and again.
+fn runs_linux(host: &mut Host) -> Checked {
     let outcome = host.sh(&format!(
         "truncate -s 8M /tmp/disk
         ./covisor {MINI} --disk /tmp/disk --name one </dev/null >/tmp/one 2>/tmp/errors & pid=$!

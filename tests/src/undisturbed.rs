@@ -43,7 +43,7 @@ measure() {
     done >/tmp/rounds 2>/tmp/errors & rounds=$!
     interrupts() { awk '/^ *LOC:/ { print $(NF - 3) }' /proc/interrupts; }
     before=$(interrupts)
-    taskset $LAST ./host-watch latency 1000 $WAKE_UPS || exit
+    taskset -c $LAST ./host-watch latency 1000 $WAKE_UPS || exit
     echo "interrupts: $(($(interrupts) - before))"
     kill $stress; wait $stress || exit; cat /tmp/stress
     # Where the machine does not count instructions, one may take longer than all the wake-ups.
@@ -99,14 +99,13 @@ fn undisturbed(env: &Env, kind: RigKind, cpus: u32) -> Result<Verdict> {
 
 /// Measures without a guest and beside one.
 fn beside_a_guest(host: &mut Host, cpus: u32) -> Checked {
-    let last = 1 << (cpus - 1);
     let guest = shell_word(GUEST);
     let outcome = host.sh(&format!(
-        "LAST={last}; WAKE_UPS={WAKE_UPS}{MEASURE}
+        "WAKE_UPS={WAKE_UPS}{MEASURE}
         dd if=/dev/urandom of=/tmp/data bs=64k count=32 2>/dev/null
         measure
         echo 'beside a guest'
-        taskset {last} ./covisor {MINI} --mem 128 --disk ${{DISK%a}}b --exec {guest} <guest-work >/tmp/ready 2>/tmp/guest & pid=$!
+        taskset -c $LAST ./covisor {MINI} --mem 128 --disk ${{DISK%a}}b --exec {guest} <guest-work >/tmp/ready 2>/tmp/guest & pid=$!
         until grep -q ready /tmp/ready; do kill -0 $pid || {{ cat /tmp/guest >&2; exit 1; }}; sleep 0.1; done
         measure
         kill $pid; wait $pid; echo \"the guest's status $?\"

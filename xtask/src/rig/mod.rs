@@ -202,11 +202,27 @@ impl Rig {
         self
     }
 
-    /// The number of CPUs.
+    /// The number of CPUs for programs: those from [`Rig::first_cpu`] on.
     #[must_use]
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
         self
+    }
+
+    /// The first CPU that programs run on: of several that QEMU emulates the second, for the first is kept free of them.
+    ///
+    /// QEMU 7.2 lets each CPU change the first one's flags while that changes them itself: `cpu_clear_ignne` in
+    /// `target/i386/tcg/sysemu/fpu_helper.c`, with every load of an FPU state. So a change of the first CPU's own can be undone,
+    /// that it has left the guest's nested page tables, or has taken an NMI. The host then runs in the guest's memory.
+    #[must_use]
+    pub const fn first_cpu(&self) -> u32 {
+        if self.bochs.is_none() && self.cpus > 1 { 1 } else { 0 }
+    }
+
+    /// The last CPU.
+    #[must_use]
+    pub const fn last_cpu(&self) -> u32 {
+        self.first_cpu() + self.cpus - 1
     }
 
     /// Adds a disk whose changes are thrown away.

@@ -18,6 +18,9 @@ const QEMU: &str = "qemu-system-x86_64";
 /// counts as one that works, and the console's keys that ask the kernel for its state are served.
 const CMDLINE: &str = "console=ttyS0 panic=-1 loglevel=5 no_timer_check sysrq_always_enabled";
 
+/// Keeps programs away from the first CPU, unless they ask for it (see [`Rig::first_cpu`]).
+const SPARE_CPU: &str = " isolcpus=0";
+
 /// What the host needs to see QEMU's devices.
 const LOADED_MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "virtio_rng"];
 
@@ -79,12 +82,13 @@ fn arguments(rig: &Rig) -> Vec<String> {
     .map(String::from)
     .into();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|&word| word.to_owned()));
-    add(&["-cpu", &rig.cpu, "-smp", &rig.cpus.to_string(), "-m", &rig.memory_mib.to_string()]);
+    add(&["-cpu", &rig.cpu, "-smp", &(rig.last_cpu() + 1).to_string(), "-m", &rig.memory_mib.to_string()]);
     if rig.icount {
         add(&["-icount", "shift=0,sleep=off"]);
     }
     add(&["-kernel", &rig.host.kernel.vmlinuz.to_string_lossy()]);
-    add(&["-append", &format!("{CMDLINE}{}", rig.cmdline)]);
+    let spare = if rig.first_cpu() == 0 { "" } else { SPARE_CPU };
+    add(&["-append", &format!("{CMDLINE}{spare}{}", rig.cmdline)]);
     for (index, disk) in rig.disks.iter().enumerate() {
         // A comma in a value is written twice.
         let path = disk.path.to_string_lossy().replace(',', ",,");

@@ -190,7 +190,8 @@ fn tsc(report: &mut Report) {
         return tsc_aux(report);
     }
     let start = cpu::rdtsc();
-    let (there, later) = (start + 1_000_000_000_000, 100_000_000);
+    // However long the host takes the CPU away.
+    let (there, later) = (start + 1_000_000_000_000, 100_000_000_000);
     match cpu::try_wrmsr(msr::TSC, there) {
         Ok(()) => {
             let now = cpu::rdtsc();
