@@ -41,14 +41,13 @@ use xtask::scenario::Scenario;
 /// Where the lists of what is on demand name what there is not.
 #[must_use]
 pub fn all() -> Vec<Scenario> {
-    /// What takes minutes; what another scenario shows as well: `contract/run-debian`, and the same on the machine without virtualization; and one that a
-    /// flaw of the emulator's makes fail now and then (docs/status.md).
-    const ON_DEMAND: [&str; 6] = [
+    /// What takes minutes, and what another scenario shows as well: `contract/run-debian`, and the same on the machine without
+    /// virtualization.
+    const ON_DEMAND: [&str; 5] = [
         "debian/boots-cloud-6.1",
         "dies-cleanly/killed-50-times",
         "memory/ten-idle-debians",
         "memory/ten-idle-guests",
-        "probe/interrupts-come-once",
         "real-work/memory-pressure",
     ];
     let (first_debian, more_debian) = debian::SCENARIOS.split_at(1);
