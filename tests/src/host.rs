@@ -38,8 +38,8 @@ pub(crate) fn empty_disk(env: &Env, name: &str, size: &str) -> Checked<PathBuf> 
 /// How long a script may take by this machine's clock.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Begins each script: the folder, and what depends on the emulated machine, the CPUs for programs and the driver's file. Whose CPU it is the probe is told, for it knows the
-/// flaws of QEMU's.
+/// Begins each script: the folder, and what depends on the emulated machine, the CPUs for programs and the driver's file. Whose CPU
+/// it is the probe is told, for it knows the flaws of QEMU's.
 fn prelude(kind: RigKind, driver: DriverFile, (first, last): (u32, u32)) -> String {
     let (kvm, cpu) = match kind {
         RigKind::Qemu | RigKind::Plain => ("kvm_amd", "tcg"),
