@@ -108,35 +108,36 @@ fn one_shot(report: &mut Report) {
     report.expect(spin(channel).is_some(), format_args!("an earlier time instead of a later one never comes"));
     let end = in_time(|end| {
         timer::set(end, 0);
-        timer::set(end + LONG / 20, 0);
+        timer::set(end + LONG / 20, 0)
     });
-    let Some(end) = end else { return report.error(format_args!("two times were never set in time")) };
+    let Some((end, _)) = end else { return report.error(format_args!("two times were never set in time")) };
     let (came, later) = (spin(channel).unwrap_or(0), end + LONG / 20);
     report.expect(came >= later, format_args!("a later time instead of an earlier one: {came}, not {later}"));
 }
 
 /// Does something that must be done before a time that is [`SOON`], again where the host took the CPU away for so long; gives that
-/// time.
-fn in_time(act: impl Fn(u64)) -> Option<u64> {
+/// time, and what it gave.
+fn in_time<T>(act: impl Fn(u64) -> T) -> Option<(u64, T)> {
     const TRIALS: u32 = 100;
     (0..TRIALS).find_map(|_| {
         // What came of the last one.
         cpu::take_interrupts();
         events::forget();
         let end = timer::now() + SOON;
-        act(end);
-        (timer::now() < end).then_some(end)
+        let given = act(end);
+        (timer::now() < end).then_some((end, given))
     })
 }
 
 /// What was stopped does not come.
 fn stop(report: &mut Report) {
     let channel = timer::channel();
-    let end = in_time(|end| {
+    let stopped = in_time(|end| {
         timer::set(end, 0);
-        timer::stop();
+        timer::stop()
     });
-    let Some(end) = end else { return report.error(format_args!("nothing was stopped in time")) };
+    let Some((end, result)) = stopped else { return report.error(format_args!("nothing was stopped in time")) };
+    expect(report, "stop", result, 0);
     events::unmask();
     while timer::now() < end + SOON {
         core::hint::spin_loop();
